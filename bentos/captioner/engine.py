@@ -1,0 +1,151 @@
+"""The engine: a model folder loaded for captions and embeddings; evaluation, drift and serving
+all run this one, so what is measured is what is served."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bentos.captioner.decoding import decode_tokens
+from bentos.captioner.images import normalize
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BlipForConditionalGeneration, PreTrainedTokenizerBase
+
+CARD_FILE = "captionloop.json"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+
+
+class BadModelFolder(ValueError):
+    """The folder does not hold a model that the engine can load."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption; `log_probability` sums over its `num_tokens` generated tokens, the end included."""
+
+    text: str
+    log_probability: float
+    num_tokens: int
+
+
+class Engine:
+    """A BLIP captioner in memory. Not to be called by two threads at once."""
+
+    def __init__(
+        self,
+        model: "BlipForConditionalGeneration",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        card: dict[str, Any],
+    ) -> None:
+        self.image_size: int = model.config.vision_config.image_size
+        self.card = card
+        self._model = model
+        self._tokenizer = tokenizer
+        self._mean, self._std = tuple(mean), tuple(std)
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str = "auto", num_threads: int | None = None) -> "Engine":
+        """Load a folder in Hugging Face layout, safetensors only; `auto` takes a GPU if there is one.
+
+        `num_threads` (else CAPTIONLOOP_THREADS, else torch's choice: the physical cores) is set
+        for the whole process. Raises BadModelFolder.
+        """
+        import torch
+        from safetensors import SafetensorError
+        from transformers import AutoTokenizer, BlipForConditionalGeneration
+
+        if not any(folder.glob("*.safetensors")):
+            raise BadModelFolder(f"{folder} has no *.safetensors weights; pickles are not loaded.")
+        if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            raise BadModelFolder(f"{folder} needs one of {', '.join(TOKENIZER_FILES)}.")
+        preprocessor = _read_json(folder / "preprocessor_config.json")
+        if preprocessor is None or not {"image_mean", "image_std"} <= preprocessor.keys():
+            raise BadModelFolder(
+                f"{folder} needs a preprocessor_config.json with image_mean and image_std."
+            )
+        if threads := num_threads or int(os.environ.get("CAPTIONLOOP_THREADS", 0)):
+            torch.set_num_threads(threads)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            model = BlipForConditionalGeneration.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise BadModelFolder(f"{folder} could not be loaded: {error}") from error
+        return cls(
+            model.to(device).eval(),
+            tokenizer,
+            mean=preprocessor["image_mean"],
+            std=preprocessor["image_std"],
+            card=_read_json(folder / CARD_FILE) or {},
+        )
+
+    def caption(
+        self, pixels: np.ndarray, *, max_new_tokens: int, num_beams: int = 1
+    ) -> list[Caption]:
+        """Captions of uint8 [n, H, W, 3], H and W being `image_size`."""
+        return self.run(pixels, max_new_tokens=max_new_tokens, num_beams=num_beams)[0]
+
+    def embed(self, pixels: np.ndarray) -> np.ndarray:
+        """float32 [n, d]: the mean over the patch tokens of the vision tower's last hidden state."""
+        import torch
+
+        with torch.inference_mode():
+            return _pooled(self._see(pixels))
+
+    def run(
+        self, pixels: np.ndarray, *, max_new_tokens: int, num_beams: int = 1
+    ) -> tuple[list[Caption], np.ndarray]:
+        """Captions and embeddings of the same images by one pass of the vision tower."""
+        import torch
+
+        with torch.inference_mode():
+            image_embeds = self._see(pixels)
+            tokens, log_probabilities = decode_tokens(
+                self._model, image_embeds, max_new_tokens=max_new_tokens, num_beams=num_beams
+            )
+            embeddings = _pooled(image_embeds)
+        texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        captions = [
+            Caption(text.strip(), log_probability, len(ids))
+            for text, log_probability, ids in zip(texts, log_probabilities, tokens, strict=True)
+        ]
+        return captions, embeddings
+
+    def _see(self, pixels: np.ndarray) -> "torch.Tensor":
+        size = self.image_size
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"pixels must be uint8 [n, {size}, {size}, 3], "
+                f"not {pixels.dtype} {list(pixels.shape)}; make them with images.to_pixels."
+            )
+        values = normalize(pixels, self._mean, self._std).to(self._model.device)
+        return self._model.vision_model(pixel_values=values).last_hidden_state
+
+
+def _pooled(image_embeds: "torch.Tensor") -> np.ndarray:
+    return image_embeds[:, 1:].mean(dim=1).float().cpu().numpy()
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, None if there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadModelFolder(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise BadModelFolder(f"{path} must hold a JSON object.")
+    return content

@@ -1,0 +1,49 @@
+"""Golden pictures in a model folder: what a model must say wherever it is loaded."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bentos.captioner.engine import Engine
+from bentos.captioner.images import decode, to_pixels
+
+FOLDER = "golden"
+INDEX = "golden.json"
+
+
+class GoldenMismatch(ValueError):
+    """A model says something else than it said where it was made."""
+
+    def __init__(self, file: str, expected: str, got: str) -> None:
+        super().__init__(f"Golden picture {file}: expected {expected!r}, got {got!r}.")
+        self.file, self.expected, self.got = file, expected, got
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A picture and the caption that the model gave it, alone, where it was made."""
+
+    path: Path
+    caption: str
+
+
+def read_golden(model_folder: Path) -> list[Golden]:
+    """The folder's golden pictures; none if it has no golden/golden.json."""
+    index = model_folder / FOLDER / INDEX
+    if not index.is_file():
+        return []
+    entries = json.loads(index.read_text(encoding="utf-8"))
+    return [Golden(index.parent / entry["file"], entry["caption"]) for entry in entries]
+
+
+def check_golden(engine: Engine, model_folder: Path, *, max_new_tokens: int, num_beams: int) -> int:
+    """How many golden captions were compared; raises GoldenMismatch at the first that differs."""
+    golden = read_golden(model_folder)
+    for one in golden:
+        pixels = to_pixels(decode(one.path.read_bytes()), engine.image_size)[np.newaxis]
+        caption = engine.caption(pixels, max_new_tokens=max_new_tokens, num_beams=num_beams)[0]
+        if caption.text != one.caption:
+            raise GoldenMismatch(one.path.name, one.caption, caption.text)
+    return len(golden)

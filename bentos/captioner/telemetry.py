@@ -1,0 +1,58 @@
+"""What the captioner counts. Made when the service starts, never at import: only then is the
+multi-process folder known in which prometheus_client keeps its values."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Telemetry:
+    """The metrics, one attribute each; all names start with `captioner_`."""
+
+    def __init__(self, registry: "CollectorRegistry | None" = None) -> None:
+        from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+
+        into = registry or REGISTRY
+        self.requests = Counter(
+            "captioner_requests", "Requests answered.", ["route", "status"], registry=into
+        )
+        self.latency = Histogram(
+            "captioner_request_seconds",
+            "Time from a request's first byte to its answer.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=into,
+        )
+        self.batch_size = Histogram(
+            "captioner_batch_size",
+            "Images in a batch.",
+            buckets=(1.0, 2.0, 3.0, 4.0, 6.0, 8.0),
+            registry=into,
+        )
+        self.queue_wait = Histogram(
+            "captioner_queue_seconds",
+            "Time an image waited for its batch to start.",
+            buckets=_SECONDS,
+            registry=into,
+        )
+        self.model_info = Gauge(
+            "captioner_model_info",
+            "1 for the model that answers now.",
+            ["name", "version"],
+            multiprocess_mode="livemostrecent",
+            registry=into,
+        )
+        self.swaps = Counter("captioner_swaps", "New models taken up.", registry=into)
+        self.swap_failures = Counter(
+            "captioner_swap_failures", "New models refused because they failed.", registry=into
+        )
+        self.follow_errors = Counter(
+            "captioner_follow_errors", "Times the registry could not be asked.", registry=into
+        )
+        self.capture_drops = Counter(
+            "captioner_capture_drops", "Captures lost because the writer was behind.", registry=into
+        )
+        self.feedback = Counter("captioner_feedback", "Corrections stored.", registry=into)

@@ -1,0 +1,157 @@
+"""Every key a scenario YAML may hold, with its default and its limits."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of the config: unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ScenesSource(Section):
+    """The demo world: captioned scenes drawn from a seed (`tasks/data/scenes.py`)."""
+
+    format: Literal["scenes"]
+    world: Literal["day", "night", "novel"] = "day"
+    count: PositiveInt = 3000
+    seed: int = 0
+
+
+class CsvSource(Section):
+    """A folder of images and a CSV with `image,caption` rows, one caption a row."""
+
+    format: Literal["csv"]
+    images: Path
+    captions: Path
+
+
+class FeedbackSource(Section):
+    """Captured requests that people corrected, as exported by `tasks/data/feedback.py`."""
+
+    format: Literal["feedback"]
+    folder: Path
+
+
+Source = Annotated[ScenesSource | CsvSource | FeedbackSource, Field(discriminator="format")]
+
+
+class ChecksConfig(Section):
+    """Limits of `validate`: what is outside goes to quarantine, too much of it rejects the data."""
+
+    min_side_pixels: PositiveInt = 32
+    max_pixels: PositiveInt = 40_000_000
+    max_aspect_ratio: PositiveFloat = 6.0
+    min_caption_words: PositiveInt = 2
+    max_caption_words: PositiveInt = 60
+    max_quarantined_share: Share = 0.2
+    min_images: PositiveInt = 20
+
+
+class SplitsConfig(Section):
+    """Shares of the images kept for validation and test; the rest trains."""
+
+    val: Share = 0.08
+    test: Share = 0.12
+
+
+class DataConfig(Section):
+    source: Source
+    image_size: PositiveInt = 72
+    checks: ChecksConfig = ChecksConfig()
+    splits: SplitsConfig = SplitsConfig()
+    use_feedback: bool = Field(
+        False, description="Fold corrected requests into the dataset, as a retraining does."
+    )
+    min_feedback: PositiveInt = Field(
+        100, description="With fewer corrected requests than this, use_feedback trains nothing."
+    )
+
+
+class TinyBlipConfig(Section):
+    """Architecture of a BLIP made from random weights (`model.base: scratch`)."""
+
+    patch_size: PositiveInt = 24
+    vision_width: PositiveInt = 192
+    text_width: PositiveInt = 96
+    vision_layers: PositiveInt = 1
+    text_layers: PositiveInt = 1
+    heads: PositiveInt = 4
+    vocab_size: PositiveInt = 400
+
+
+class ModelConfig(Section):
+    base: str = Field(
+        "scratch",
+        description="`scratch`, `champion`, a hub id such as "
+        "Salesforce/blip-image-captioning-base, or a local folder in its layout.",
+    )
+    tiny: TinyBlipConfig = TinyBlipConfig()
+
+
+class FinetuneConfig(Section):
+    max_steps: PositiveInt = 1500
+    batch_size: PositiveInt = 32
+    learning_rate: PositiveFloat = 8e-4
+    warmup_share: Share = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    adam_beta2: Share = 0.98
+    max_grad_norm: PositiveFloat = 1.0
+    label_smoothing: Share = 0.0
+    max_caption_tokens: PositiveInt = 32
+    log_every_steps: PositiveInt = 25
+    feedback_share: Share = Field(
+        0.5, description="Share of training draws from corrected requests, when there are any."
+    )
+
+
+class EvaluateConfig(Section):
+    batch_size: PositiveInt = 64
+    max_new_tokens: PositiveInt = 30
+    num_beams: PositiveInt = 1
+    gallery_images: PositiveInt = 24
+
+
+class GateConfig(Section):
+    """When a candidate replaces the champion (`tasks/metrics/gate.py`)."""
+
+    floors: dict[Literal["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"], float] = {}
+    margin: PositiveFloat = Field(
+        0.3, description="CIDEr a candidate may lose on slices it need not win."
+    )
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    resamples: PositiveInt = 2000
+    min_images: PositiveInt = 30
+
+
+class PackageConfig(Section):
+    golden_images: PositiveInt = 8
+    smoke_timeout_seconds: PositiveFloat = 120.0
+
+
+class MonitorConfig(Section):
+    backend: Literal["alibi-detect", "native"] = "alibi-detect"
+    window_requests: PositiveInt = 300
+    min_requests: PositiveInt = 100
+    reference_images: PositiveInt = 400
+    p_value: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    permutations: PositiveInt = 200
+
+
+class Config(Section):
+    """One scenario. `name` is the registered model and the MLflow experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    seed: int = 0
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
+    package: PackageConfig = PackageConfig()
+    monitor: MonitorConfig = MonitorConfig()

@@ -1,0 +1,37 @@
+"""Where this machine keeps its state and finds its servers; all from the environment."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """`CAPTIONLOOP_*` variables; the defaults keep everything under `var/`."""
+
+    model_config = SettingsConfigDict(env_prefix="CAPTIONLOOP_", frozen=True)
+
+    var: Path = Field(ROOT / "var", description="All local state.")
+    dvc_remote: str | None = Field(None, description="DVC remote URL; default: var/dvc-remote.")
+    captures: Path | None = Field(None, description="The service's capture folder.")
+    service_url: str | None = Field(None, description="Where the captioner answers.")
+    mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.mlflow_tracking_uri or f"sqlite:///{self.var / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def capture_folder(self) -> Path:
+        return self.captures or self.var / "captures"
+
+    @property
+    def dvc_remote_url(self) -> str:
+        return self.dvc_remote or str(self.var / "dvc-remote")
+
+
+def settings() -> Settings:
+    """The settings as the environment has them now."""
+    return Settings()

@@ -1,0 +1,48 @@
+"""Train: from sources to a champion, or to a reasoned no."""
+
+from collections.abc import Sequence
+
+from prefect import flow
+from prefect.states import Completed, State
+
+from configs.loader import from_command_line, load
+from flows.finetune import finetune_model
+from tasks.data.feedback import NotEnoughFeedback
+from tasks.evaluate import evaluate
+from tasks.gate import gate
+from tasks.ingest import collect_feedback, ingest
+from tasks.package import package
+from tasks.prepare import prepare
+from tasks.promote import current_champion, promote
+from tasks.refs import Verdict
+from tasks.register import register
+from tasks.validate import validate
+
+
+@flow
+def train(config: str, overrides: Sequence[str] = (), reason: str = "by hand") -> Verdict | State:
+    """The whole DAG. A stage whose inputs and code are unchanged is a cache hit."""
+    scenario = load(config, overrides)
+    champion = current_champion(scenario.name)
+    try:
+        feedback = collect_feedback(scenario.data)
+    except NotEnoughFeedback as too_few:
+        return Completed(name="NotEnoughFeedback", message=str(too_few))
+
+    raw = ingest([scenario.data.source, *([feedback] if feedback else [])])
+    validated = validate(raw, scenario.data.checks)
+    data = prepare(validated, scenario.data, scenario.seed)
+    model = finetune_model(scenario, data, champion)
+    scores = evaluate(model, data, scenario.evaluate)
+    champion_scores = evaluate(champion.model, data, scenario.evaluate) if champion else None
+    challenger = register(scenario, model, data, scores, champion, reason)
+    verdict = gate(challenger, scores, champion, champion_scores, scenario.gate)
+    if verdict.decision == "promote":
+        bento = package(challenger, data, scenario.package)
+        promote(challenger, bento)
+    return verdict
+
+
+if __name__ == "__main__":
+    path, overrides, _ = from_command_line(__doc__)
+    train(path, overrides)

@@ -1,0 +1,62 @@
+"""Ends every process of a local stack: when asked, and when the stack's owner dies.
+
+Each process of a stack, however deep, carries `CAPTIONLOOP_STACK=<var folder>` in its environment.
+That mark survives new sessions and dead parents, so nothing can be orphaned out of reach.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from configs.settings import ROOT
+
+MARK = "CAPTIONLOOP_STACK"
+GRACE_SECONDS = 8.0
+
+
+def guard(var: Path) -> "subprocess.Popen[bytes]":
+    """Starts a reaper that ends the stack on `var` as soon as this process is gone."""
+    environment = {k: v for k, v in os.environ.items() if k != MARK}
+    command = [sys.executable, "-m", "infra.reaper", str(var)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, start_new_session=True
+    )
+
+
+def members(var: Path) -> list[psutil.Process]:
+    """The living processes that carry the mark of the stack on `var`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(MARK) == str(var):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def reap(var: Path) -> None:
+    """Ends the stack's processes: politely, then, after a grace time, at once."""
+    processes = members(var)
+    for process in processes:
+        _signal(process, "terminate")
+    psutil.wait_procs(processes, timeout=GRACE_SECONDS)
+    while processes := members(var):
+        for process in processes:
+            _signal(process, "kill")
+        psutil.wait_procs(processes, timeout=GRACE_SECONDS)
+
+
+def _signal(process: psutil.Process, name: str) -> None:
+    try:
+        getattr(process, name)()
+    except psutil.NoSuchProcess:
+        pass
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()  # ends when the owner closes the pipe, or dies and the system does
+    reap(Path(sys.argv[1]))

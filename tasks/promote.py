@@ -1,0 +1,36 @@
+"""Promote: the alias moves, and with it every service that follows the champion."""
+
+from prefect import task
+
+from configs.settings import settings
+from tasks.artifacts import publish, table
+from tasks.refs import BentoRef, VersionRef
+from tasks.registry import lineage, versions
+
+
+@task
+def current_champion(name: str) -> VersionRef | None:
+    """Who serves now; never cached, since the registry is the only truth."""
+    return versions.by_alias(name, versions.CHAMPION)
+
+
+@task
+def promote(version: VersionRef, bento: BentoRef) -> None:
+    """Makes `version` the champion and its predecessor `previous`."""
+    lineage.record_promotion(version, bento.tag)
+    versions.promote(version)
+    rows = {
+        "champion": f"{version.name} v{version.version}",
+        "Bento": bento.tag,
+        "service": settings().service_url or "follows the alias when it runs",
+    }
+    publish("promote", table(rows), "The new champion")
+
+
+@task
+def roll_back(name: str, version: int | None) -> VersionRef:
+    """Puts the version under `previous`, or the named one, back as champion."""
+    restored = versions.restorable(name, version)
+    versions.promote(restored)
+    publish("rollback", f"{name} v{restored.version} serves again.", "The restored champion")
+    return restored

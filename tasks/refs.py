@@ -1,0 +1,79 @@
+"""Small frozen values that travel between tasks: where something lies and the digest of it."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Ref(BaseModel):
+    """Points at bytes by `uri`; `digest` alone is its identity, so a moved copy is the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str
+    digest: str
+
+    @property
+    def path(self) -> Path:
+        return Path(self.uri)
+
+    def exists(self) -> bool:
+        """Whether the bytes are still there or can be fetched; a cache hit is only trusted then."""
+        return self.path.exists()
+
+
+class DatasetRef(Ref):
+    """A dataset folder as `ingest` or `validate` left it."""
+
+    num_images: int
+    num_captions: int
+
+
+class PreparedRef(DatasetRef):
+    """A dataset ready to train on, versioned by DVC under `dvc_md5`."""
+
+    dvc_md5: str
+    split_sizes: dict[str, int]
+    has_feedback: bool
+
+
+class ModelRef(Ref):
+    """A model folder; `run_id` is the MLflow run that made it, `model_id` its LoggedModel."""
+
+    run_id: str
+    model_id: str
+
+
+class EvaluationRef(Ref):
+    """Scores of one model on one dataset, per image and whole (`tasks/metrics/evaluation.py`)."""
+
+    cider: dict[str, float]
+
+
+class VersionRef(BaseModel):
+    """A version of the registered model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: int
+    model: ModelRef
+
+
+class BentoRef(BaseModel):
+    """A built Bento that passed its smoke run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tag: str
+    version: int
+
+
+class Verdict(BaseModel):
+    """The gate's decision, with reasons a person understands."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    decision: Literal["promote", "reject", "needs_approval"]
+    reasons: tuple[str, ...]

@@ -1,0 +1,101 @@
+"""What explains a version: config, commit, dataset, scores, verdict, written where people look."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from configs.schema import Config
+from configs.settings import settings
+from tasks.metrics.gate import Comparison
+from tasks.refs import EvaluationRef, ModelRef, PreparedRef, Verdict, VersionRef
+from tasks.registry import runs, versions
+
+
+def record(config: Config, model: ModelRef, scores: EvaluationRef) -> None:
+    """Puts the resolved config, the scores and the evaluation's files on the model's run."""
+    mlflow = runs.client()
+    mlflow.log_text(model.run_id, config_yaml(config), "config.yaml")
+    mlflow.log_artifacts(model.run_id, scores.uri, f"evaluation/{scores.digest}")
+    corpus = _corpus(scores)
+    runs.log_metrics(
+        model.run_id,
+        {f"{name}_{metric}": v for name, found in corpus.items() for metric, v in found.items()},
+    )
+
+
+def tags(
+    config: Config, data: PreparedRef, scores: EvaluationRef, champion: VersionRef | None, reason: str
+) -> dict[str, str]:
+    """The lineage of a version."""
+    return {
+        "reason": reason,
+        "dataset_digest": data.digest,
+        "dataset_dvc_md5": data.dvc_md5,
+        "git_commit": runs.git_commit(),
+        "evaluation": scores.digest,
+        "parent_champion": str(champion.version) if champion else "none",
+        "scores": json.dumps(_corpus(scores)),
+        "config_name": config.name,
+    }
+
+
+def record_verdict(
+    version: VersionRef, verdict: Verdict, comparisons: Mapping[str, Comparison]
+) -> None:
+    """Writes the verdict and its figures on the version."""
+    figures = {
+        name: {
+            "champion": c.champion,
+            "candidate": c.candidate,
+            "difference": c.difference.mean,
+            "low": c.difference.low,
+            "high": c.difference.high,
+        }
+        for name, c in comparisons.items()
+    }
+    versions.tag(
+        version,
+        {"verdict": verdict.decision, "comparisons": json.dumps(figures)},
+        description="\n".join([f"**{verdict.decision}**", "", *(f"- {r}" for r in verdict.reasons)]),
+    )
+
+
+def record_promotion(version: VersionRef, bento: str) -> None:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    versions.tag(version, {"bento": bento, "promoted_at": now})
+
+
+def labels(version: VersionRef, data: PreparedRef) -> dict[str, str]:
+    """The labels of a version's Bento."""
+    return {
+        "model_name": version.name,
+        "model_version": str(version.version),
+        "dataset_digest": data.digest,
+        "git_commit": runs.git_commit(),
+    }
+
+
+def evaluation_folder(version: VersionRef) -> Path:
+    """The files of the evaluation that `version` was judged by, fetched when they aren't here."""
+    digest = runs.client().get_model_version(version.name, str(version.version)).tags["evaluation"]
+    local = settings().var / "evaluations" / digest
+    if local.exists():
+        return local
+    fetched = tempfile.mkdtemp(prefix="captionloop-evaluation-")
+    artifact = f"evaluation/{digest}"
+    return Path(runs.client().download_artifacts(version.model.run_id, artifact, fetched))
+
+
+def config_yaml(config: Config) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _corpus(scores: EvaluationRef) -> dict[str, dict[str, float]]:
+    from tasks.metrics.evaluation import Evaluation
+
+    evaluation = Evaluation.load(scores.path)
+    return {name: s.corpus for name, s in evaluation.slices.items()}

@@ -1,0 +1,114 @@
+"""Experiments and runs in MLflow: one run a trained model, carrying all that explains it."""
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from configs.settings import ROOT, settings
+from tasks.refs import PreparedRef
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def client() -> "MlflowClient":
+    """A client of the tracking server that the settings name."""
+    import mlflow
+
+    uri = settings().tracking_uri
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    # The registry resolves a LoggedModel's files through the global URI, whatever the client's is.
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient()
+
+
+def experiment_id(name: str) -> str:
+    """The id of experiment `name`, made when there is none yet."""
+    from mlflow.exceptions import MlflowException
+
+    mlflow = client()
+    experiment = mlflow.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    local = settings().tracking_uri.startswith("sqlite:///")
+    # A server decides for itself where artifacts go; without one MLflow would use ./mlruns.
+    location = (settings().var / "mlflow" / "artifacts" / name).as_uri() if local else None
+    try:
+        return str(mlflow.create_experiment(name, artifact_location=location))
+    except MlflowException:
+        experiment = mlflow.get_experiment_by_name(name)
+        if experiment is None:
+            raise
+        return str(experiment.experiment_id)
+
+
+@contextlib.contextmanager
+def training(
+    experiment: str, sections: Mapping[str, BaseModel], data: PreparedRef, seed: int
+) -> Iterator[str]:
+    """A run in `experiment` that ends FINISHED, or FAILED where the training does; yields its id."""
+    from mlflow.entities import Param, RunTag
+
+    mlflow = client()
+    run_id: str = mlflow.create_run(experiment_id(experiment)).info.run_id
+    parameters = {"seed": seed, **_flat(sections)}
+    tags = {
+        "git_commit": git_commit(),
+        "dataset_digest": data.digest,
+        "dataset_dvc_md5": data.dvc_md5,
+    }
+    mlflow.log_batch(
+        run_id,
+        params=[Param(key, str(value)) for key, value in parameters.items()],
+        tags=[RunTag(key, value) for key, value in tags.items()],
+    )
+    try:
+        yield run_id
+    except BaseException:
+        mlflow.set_terminated(run_id, "FAILED")
+        raise
+    mlflow.set_terminated(run_id, "FINISHED")
+
+
+def log_metrics(run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+    """Logs all of `metrics` in one request."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    client().log_batch(run_id, metrics=[Metric(k, v, now, step) for k, v in metrics.items()])
+
+
+def link(run_id: str) -> str:
+    """The run as a markdown link, where the tracking URI is a server; else its id."""
+    uri = settings().tracking_uri
+    if not uri.startswith("http"):
+        return run_id
+    experiment = client().get_run(run_id).info.experiment_id
+    return f"[{run_id}]({uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id})"
+
+
+def git_commit() -> str:
+    """The project's commit, with `-dirty` when files differ; `unknown` outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def _flat(sections: Mapping[str, BaseModel]) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, section in sections.items():
+        for key, value in section:
+            if isinstance(value, BaseModel):
+                flat |= _flat({f"{name}.{key}": value})
+            else:
+                flat[f"{name}.{key}"] = value
+    return flat

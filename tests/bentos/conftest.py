@@ -1,0 +1,94 @@
+"""A tiny BLIP with random weights, and pictures to show it."""
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+IMAGE_SIZE = 72
+WORDS = "a an the red green blue circle square star above left of right on dark bright small".split()
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def save_tiny_blip(folder: Path, *, seed: int, version: str, max_new_tokens: int = 8) -> Path:
+    """A model folder in the layout that training leaves, with weights drawn from `seed`."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import (
+        BertTokenizerFast,
+        BlipConfig,
+        BlipForConditionalGeneration,
+    )
+
+    folder.mkdir(parents=True)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
+    vocabulary = {word: index for index, word in enumerate(special + WORDS)}
+    core = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    core.normalizer = normalizers.BertNormalizer()
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.decoder = decoders.WordPiece()
+    BertTokenizerFast(tokenizer_object=core, bos_token="[DEC]").save_pretrained(folder)
+
+    layer = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    layer |= {"intermediate_size": 64, "initializer_range": 0.5}
+    ids = {"bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+    config = BlipConfig(
+        text_config={
+            **layer,
+            **ids,
+            "vocab_size": len(vocabulary),
+            "encoder_hidden_size": 32,
+            "max_position_embeddings": 64,
+        },
+        vision_config={**layer, "image_size": IMAGE_SIZE, "patch_size": 24},
+        initializer_range=0.5,
+    )
+    torch.manual_seed(seed)
+    BlipForConditionalGeneration(config).save_pretrained(folder)
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    preprocessor = {"image_mean": MEAN, "image_std": STD, "size": size}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    card = {
+        "name": "tiny",
+        "version": version,
+        "dataset_digest": "0" * 64,
+        "git_commit": "0" * 40,
+        "generation": {"max_new_tokens": max_new_tokens, "num_beams": 1},
+    }
+    (folder / "captionloop.json").write_text(json.dumps(card))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_blip(tmp_path_factory.mktemp("tiny") / "model", seed=0, version="7")
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., Image.Image]:
+    def draw(seed: int, width: int = IMAGE_SIZE, height: int = IMAGE_SIZE) -> Image.Image:
+        coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        return Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST)
+
+    return draw
+
+
+def encoded(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    return encoded

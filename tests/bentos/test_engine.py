@@ -1,0 +1,112 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bentos.captioner.engine import BadModelFolder, Engine
+from bentos.captioner.images import normalize, to_pixels
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_blip: Path) -> Engine:
+    return Engine.load(tiny_blip, device="cpu", num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def pixels(picture) -> np.ndarray:
+    return np.stack([to_pixels(picture(seed), 72) for seed in range(12)])
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_blip: Path):
+    from transformers import BlipForConditionalGeneration
+
+    return BlipForConditionalGeneration.from_pretrained(tiny_blip).eval()
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("max_new_tokens", [1, 5, 12])
+def test_tokens_are_those_of_model_generate(
+    engine, pixels, reference, tiny_blip, num_beams, max_new_tokens
+) -> None:
+    from transformers import AutoTokenizer
+
+    values = normalize(pixels, engine._mean, engine._std)
+    expected = reference.generate(
+        pixel_values=values, max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_blip)
+    texts = tokenizer.batch_decode(expected, skip_special_tokens=True)
+    captions = engine.caption(pixels, max_new_tokens=max_new_tokens, num_beams=num_beams)
+    assert [caption.text for caption in captions] == texts
+    end = 3
+    for caption, row in zip(captions, expected[:, 1:].tolist(), strict=True):
+        kept = row[: row.index(end) + 1] if end in row else row
+        assert caption.num_tokens == len(kept)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_log_probability_is_that_of_one_teacher_forced_pass(
+    engine, pixels, reference, num_beams
+) -> None:
+    import torch
+
+    values = normalize(pixels, engine._mean, engine._std)
+    sequences = reference.generate(pixel_values=values, max_new_tokens=8, num_beams=num_beams)
+    captions = engine.caption(pixels, max_new_tokens=8, num_beams=num_beams)
+    for index, caption in enumerate(captions):
+        row = sequences[index : index + 1, : 1 + caption.num_tokens]
+        with torch.inference_mode():
+            logits = reference(pixel_values=values[index : index + 1], input_ids=row).logits
+        steps = torch.log_softmax(logits[0, :-1].double(), dim=-1)
+        expected = steps.gather(1, row[0, 1:, None]).sum().item()
+        assert caption.log_probability == pytest.approx(expected, abs=1e-3)
+
+
+def test_run_gives_what_caption_and_embed_give(engine, pixels, reference) -> None:
+    import torch
+
+    captions, embeddings = engine.run(pixels, max_new_tokens=6)
+    assert captions == engine.caption(pixels, max_new_tokens=6)
+    assert np.array_equal(embeddings, engine.embed(pixels))
+    with torch.inference_mode():
+        values = normalize(pixels, engine._mean, engine._std)
+        hidden = reference.vision_model(values).last_hidden_state
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(embeddings, hidden[:, 1:].mean(1).numpy(), atol=1e-6)
+
+
+def test_the_models_tell_pictures_apart(engine, pixels) -> None:
+    assert len({caption.text for caption in engine.caption(pixels, max_new_tokens=8)}) > 3
+    assert {caption.num_tokens for caption in engine.caption(pixels, max_new_tokens=8)} != {8}
+
+
+def test_wrong_pixels_are_refused_with_the_shape_expected(engine) -> None:
+    with pytest.raises(ValueError, match=r"uint8 \[n, 72, 72, 3\]"):
+        engine.embed(np.zeros((1, 64, 64, 3), np.uint8))
+    with pytest.raises(ValueError, match="float32"):
+        engine.embed(np.zeros((1, 72, 72, 3), np.float32))
+
+
+def test_a_pickle_is_never_loaded(tiny_blip, tmp_path) -> None:
+    folder = shutil.copytree(tiny_blip, tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(BadModelFolder, match="safetensors"):
+        Engine.load(folder)
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "config.json", "tokenizer.json"])
+def test_a_folder_without_one_of_its_files_is_refused(tiny_blip, tmp_path, name) -> None:
+    folder = shutil.copytree(tiny_blip, tmp_path / "model")
+    (folder / name).unlink()
+    with pytest.raises(BadModelFolder):
+        Engine.load(folder)
+
+
+def test_truncated_weights_are_refused(tiny_blip, tmp_path) -> None:
+    folder = shutil.copytree(tiny_blip, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(BadModelFolder):
+        Engine.load(folder)
