@@ -62,7 +62,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(found.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise ConfigError(f"{path}: not UTF-8 text at byte {error.start}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         assert mark is not None

@@ -14,5 +14,5 @@ def rollback(name: str, version: int | None = None) -> VersionRef:
 
 
 if __name__ == "__main__":
-    _, _, config = from_command_line(__doc__)
-    rollback(config.name)
+    _, _overrides, scenario = from_command_line(__doc__)
+    rollback(scenario.name)

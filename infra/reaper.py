@@ -4,6 +4,7 @@ Each process of a stack, however deep, carries `CAPTIONLOOP_STACK=<var folder>` 
 That mark survives new sessions and dead parents, so nothing can be orphaned out of reach.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -51,10 +52,8 @@ def reap(var: Path) -> None:
 
 
 def _signal(process: psutil.Process, name: str) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         getattr(process, name)()
-    except psutil.NoSuchProcess:
-        pass
 
 
 if __name__ == "__main__":

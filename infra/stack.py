@@ -89,14 +89,22 @@ class Stack:
 
     def start_servers(self) -> None:
         """Brings up Prefect and MLflow side by side, then deploys the flows and a worker."""
-        prefect_port, mlflow_port = (u.rsplit(":", 1)[1] for u in (self.prefect_url, self.mlflow_url))
-        self._start("prefect", ["prefect", "server", "start", "--host", HOST, "--port", prefect_port])
+        mlflow = self.var / "mlflow"
+        store = ["--backend-store-uri", f"sqlite:///{mlflow / 'mlflow.db'}"]
+        root = (mlflow / "artifacts").as_uri()
+        artifacts = ["--no-serve-artifacts", "--default-artifact-root", root]
+        self._start("prefect", ["prefect", "server", "start", *_listen_on(self.prefect_url)])
         self._start(
             "mlflow",
-            ["mlflow", "server", "--host", HOST, "--port", mlflow_port, "--workers", "1"]
-            + ["--backend-store-uri", f"sqlite:///{self.var / 'mlflow' / 'mlflow.db'}"]
-            + ["--default-artifact-root", (self.var / "mlflow" / "artifacts").as_uri()]
-            + ["--no-serve-artifacts"],
+            [
+                "mlflow",
+                "server",
+                *_listen_on(self.mlflow_url),
+                "--workers",
+                "1",
+                *store,
+                *artifacts,
+            ],
         )
         self._wait("prefect", lambda: _answers(f"{self.prefect_url}/api/health"))
         self._run("prefect", "work-pool", "create", WORK_POOL, "--type", "process", "--overwrite")
@@ -106,20 +114,20 @@ class Stack:
 
     def start_service(self, bento: str) -> None:
         """Serves `bento`, which then follows the registry's champion; returns when it is ready."""
-        port = self.service_url.rsplit(":", 1)[1]
         follow = {
             "CAPTIONLOOP_FOLLOW": f"models:/{self.model_name}@champion",
             "PROMETHEUS_MULTIPROC_DIR": str(self.var / "bentoml" / "metrics-service"),
         }
         Path(follow["PROMETHEUS_MULTIPROC_DIR"]).mkdir(parents=True, exist_ok=True)
-        self._start("service", ["bentoml", "serve", bento, "--host", HOST, "--port", port], follow)
+        self._start("service", ["bentoml", "serve", bento, *_listen_on(self.service_url)], follow)
         self._wait("service", lambda: _answers(f"{self.service_url}/readyz"))
 
     def check(self) -> None:
         """Raises StackError when a server has died."""
         for name, process in self._processes.items():
             if process.poll() is not None:
-                raise StackError(f"{name} ended with code {process.returncode}:\n{self._tail(name)}")
+                code = process.returncode
+                raise StackError(f"{name} ended with code {code}:\n{self._tail(name)}")
 
     def _start(self, name: str, command: list[str], extra: dict[str, str] | None = None) -> None:
         with self._log(name).open("wb") as log:
@@ -206,6 +214,10 @@ def _answers(url: str) -> bool:
         return httpx.get(url, timeout=2).is_success
     except httpx.HTTPError:
         return False
+
+
+def _listen_on(url: str) -> list[str]:
+    return ["--host", HOST, "--port", url.rsplit(":", 1)[1]]
 
 
 def _tool(name: str) -> str:

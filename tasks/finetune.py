@@ -1,5 +1,7 @@
 """Finetune: the candidate, trained in a process of its own under an MLflow run."""
 
+from pathlib import Path
+
 from prefect import get_run_logger, task
 
 from configs.schema import EvaluateConfig, FinetuneConfig, ModelConfig
@@ -9,7 +11,7 @@ from tasks.caching import BY_CONTENT
 from tasks.refs import ModelRef, PreparedRef
 from tasks.registry import runs, versions
 from tasks.training import candidate
-from tasks.training.launch import Progress
+from tasks.training.launch import Progress, TrainJob
 
 
 @task(cache_policy=BY_CONTENT, persist_result=True)
@@ -19,23 +21,24 @@ def finetune(
     model: ModelConfig,
     config: FinetuneConfig,
     generation: EvaluateConfig,
-    base: ModelRef | None,
+    base: ModelRef | Path | None,
     seed: int,
 ) -> ModelRef:
-    """Trains from `base`, or from what the config names; the model travels by MLflow."""
-    start_from = str(versions.fetch(base)) if base else model.base
-    job = candidate.job(data, model, config, generation, start_from, seed, settings().var / "models")
+    """Trains from `base`, or from what the config names."""
+    start_from = versions.fetch(base) if isinstance(base, ModelRef) else base
+    source = model.model_copy(update={"base": str(start_from)}) if start_from else model
+    models = settings().var / "models"
+    job = TrainJob(model=source, finetune=config, dataset=data.path, out=models, seed=seed)
     move = progress("finetune-progress", f"Fine-tuning {name}, {config.max_steps} steps")
-    with runs.training(name, {"model": model, "finetune": config}, data, seed=seed) as run:
+    with runs.training(name, {"model": model, "finetune": config}, data, seed) as run_id:
 
         def report(now: Progress) -> None:
             move(now.step / now.max_steps)
-            run.log(now)
-            get_run_logger().info(now.line())
+            runs.log_metrics(run_id, now.metrics, now.step)
+            get_run_logger().info(str(now))
 
-        trained = candidate.train(job, report)
-        ref = versions.log_model(run.run_id, trained.folder, name=name, digest=trained.digest)
-        run.log_metrics(trained.scores)
-    rows = {"model digest": ref.digest, "MLflow run": runs.link(ref.run_id), **trained.scores}
+        trained = candidate.train(name, job, data.digest, generation, report)
+        ref = versions.log_model(run_id, trained.folder, name=name, digest=trained.digest)
+    rows = {"model digest": ref.digest, "MLflow run": runs.link(run_id), **trained.scores}
     publish("finetune", table(rows), "The candidate")
     return ref

@@ -15,7 +15,13 @@ def prepare(validated: DatasetRef, config: DataConfig, seed: int) -> PreparedRef
     """Writes the prepared dataset and pushes it to the DVC remote."""
     dataset = prepared.prepare(validated, config, seed, settings().var / "datasets" / "prepared")
     dvc_md5 = versioning.version(dataset.folder, dataset.digest)
-    ref = dataset.ref(dvc_md5)
-    rows = {"digest": ref.digest, "DVC md5": dvc_md5, **ref.split_sizes}
+    rows = {"digest": dataset.digest, "DVC md5": dvc_md5, **dataset.split_sizes}
     publish("prepare", table(rows), "The dataset that models are trained and judged on")
-    return ref
+    return PreparedRef(
+        uri=str(dataset.folder),
+        digest=dataset.digest,
+        num_images=dataset.num_images,
+        num_captions=dataset.num_captions,
+        dvc_md5=dvc_md5,
+        split_sizes=dataset.split_sizes,
+    )

@@ -14,6 +14,15 @@ def current_champion(name: str) -> VersionRef | None:
     return versions.by_alias(name, versions.CHAMPION)
 
 
+def require_champion(name: str, champion: VersionRef | None) -> VersionRef:
+    """The champion, or an error that says what to do without one."""
+    if champion is None:
+        raise versions.NoSuchVersion(
+            f"model.base is `champion`, but {name} has none yet: train with model.base=scratch first"
+        )
+    return champion
+
+
 @task
 def promote(version: VersionRef, bento: BentoRef) -> None:
     """Makes `version` the champion and its predecessor `previous`."""

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from configs.settings import settings
+
 
 class Ref(BaseModel):
     """Points at bytes by `uri`; `digest` alone is its identity, so a moved copy is the same."""
@@ -35,7 +37,6 @@ class PreparedRef(DatasetRef):
 
     dvc_md5: str
     split_sizes: dict[str, int]
-    has_feedback: bool
 
 
 class ModelRef(Ref):
@@ -43,6 +44,20 @@ class ModelRef(Ref):
 
     run_id: str
     model_id: str
+
+    def exists(self) -> bool:
+        """Whether MLflow still has the model: its files can then be fetched."""
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        mlflow.set_tracking_uri(settings().tracking_uri)
+        try:
+            mlflow.MlflowClient().get_logged_model(self.model_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
 
 
 class EvaluationRef(Ref):

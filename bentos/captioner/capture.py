@@ -168,9 +168,10 @@ class CaptureStore:
         except sqlite3.Error as error:
             logger.exception("captures could not be written to %s", self._path)
             self._drop(sum(isinstance(entry, CapturedRequest) for entry in entries))
-            _answer(entries, lambda _: error)
+            waiting = [entry for entry in entries if isinstance(entry, _Feedback)]
+            _answer(entries, {entry.stored: error for entry in waiting})
         else:
-            _answer(entries, lambda e: UnknownRequest(e.request_id) if e in unknown else None)
+            _answer(entries, {entry.stored: UnknownRequest(entry.request_id) for entry in unknown})
 
 
 def read_window(folder: Path, *, model_version: str | None, limit: int) -> list[CapturedRequest]:
@@ -179,12 +180,12 @@ def read_window(folder: Path, *, model_version: str | None, limit: int) -> list[
         if connection is None:
             return []
         rows = connection.execute(
-            f"SELECT {_REQUEST_COLUMNS} FROM requests "  # noqa: S608
+            f"SELECT {_REQUEST_COLUMNS} FROM requests "
             "WHERE ?1 IS NULL OR model_version = ?1 ORDER BY time DESC, rowid DESC LIMIT ?2",
             (model_version, limit),
         )
         return [
-            CapturedRequest(*row[:5], np.frombuffer(row[5], dtype=np.float32), *row[6:])
+            CapturedRequest(**{**row, "embedding": np.frombuffer(row["embedding"], np.float32)})
             for row in rows
         ]
 
@@ -220,12 +221,13 @@ def _reading(folder: Path) -> Iterator[sqlite3.Connection | None]:
         return
     with closing(_connect(path)) as connection:
         connection.execute("PRAGMA query_only = ON")
+        connection.row_factory = sqlite3.Row
         yield connection
 
 
 def _insert_request(connection: sqlite3.Connection, request: CapturedRequest) -> None:
     connection.execute(
-        f"INSERT INTO requests ({_REQUEST_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
+        f"INSERT INTO requests ({_REQUEST_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)",
         (
             request.request_id,
             request.time,
@@ -252,12 +254,11 @@ def _insert_feedback(connection: sqlite3.Connection, entry: _Feedback) -> bool:
 
 
 def _answer(
-    entries: list[CapturedRequest | _Feedback],
-    error_of: Callable[[_Feedback], Exception | None],
+    entries: list[CapturedRequest | _Feedback], errors: dict["Future[None]", Exception]
 ) -> None:
     for entry in entries:
         if isinstance(entry, _Feedback):
-            if (error := error_of(entry)) is None:
+            if (error := errors.get(entry.stored)) is None:
                 entry.stored.set_result(None)
             else:
                 entry.stored.set_exception(error)

@@ -1,14 +1,13 @@
 """From image embeddings to caption tokens: the one seam behind which a faster decoder may stand."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BlipForConditionalGeneration
 
 
 def decode_tokens(
-    model: "BlipForConditionalGeneration",
+    model: Any,  # BlipForConditionalGeneration, whose annotations hide its own configs
     image_embeds: "torch.Tensor",
     *,
     max_new_tokens: int,

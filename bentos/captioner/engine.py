@@ -15,7 +15,7 @@ from bentos.captioner.images import normalize
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BlipForConditionalGeneration, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 CARD_FILE = "captionloop.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
@@ -27,7 +27,7 @@ class BadModelFolder(ValueError):
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption; `log_probability` sums over its `num_tokens` generated tokens, the end included."""
+    """A caption; `log_probability` sums over its `num_tokens` tokens, the end included."""
 
     text: str
     log_probability: float
@@ -39,7 +39,7 @@ class Engine:
 
     def __init__(
         self,
-        model: "BlipForConditionalGeneration",
+        model: Any,
         tokenizer: "PreTrainedTokenizerBase",
         *,
         mean: Sequence[float],
@@ -53,8 +53,10 @@ class Engine:
         self._mean, self._std = tuple(mean), tuple(std)
 
     @classmethod
-    def load(cls, folder: Path, *, device: str = "auto", num_threads: int | None = None) -> "Engine":
-        """Load a folder in Hugging Face layout, safetensors only; `auto` takes a GPU if there is one.
+    def load(
+        cls, folder: Path, *, device: str = "auto", num_threads: int | None = None
+    ) -> "Engine":
+        """Load a folder in Hugging Face layout, safetensors only; `auto`: a GPU if there is one.
 
         `num_threads` (else CAPTIONLOOP_THREADS, else torch's choice: the physical cores) is set
         for the whole process. Raises BadModelFolder.
@@ -77,7 +79,7 @@ class Engine:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            model = BlipForConditionalGeneration.from_pretrained(
+            model: Any = BlipForConditionalGeneration.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -98,7 +100,7 @@ class Engine:
         return self.run(pixels, max_new_tokens=max_new_tokens, num_beams=num_beams)[0]
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """float32 [n, d]: the mean over the patch tokens of the vision tower's last hidden state."""
+        """float32 [n, d]: the mean patch token of the vision tower's last hidden state."""
         import torch
 
         with torch.inference_mode():

@@ -59,7 +59,7 @@ def decode(data: bytes, *, max_pixels: int = 40_000_000) -> Image.Image:
     if image.width * image.height > max_pixels:
         raise BadImage(
             "too_many_pixels",
-            f"The picture has {image.width} × {image.height} pixels; at most {max_pixels} are read.",
+            f"The picture is {image.width} × {image.height}; at most {max_pixels} pixels are read.",
         )
     try:
         image.load()

@@ -211,9 +211,7 @@ def _sort_captions(
         words = len(caption.split())
         if words == 0:
             bad[index] = "empty caption"
-        elif words < config.min_caption_words:
-            bad[index] = f"caption of {words} words"
-        elif words > config.max_caption_words:
+        elif words < config.min_caption_words or words > config.max_caption_words:
             bad[index] = f"caption of {words} words"
         elif _folded(caption) in seen:
             bad[index] = "caption given twice"

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import compress
@@ -15,7 +15,7 @@ from bentos.captioner.images import decode, to_pixels
 from configs.schema import DataConfig
 from tasks.data import folders
 from tasks.data.raw import Record, image_path, read_records
-from tasks.data.splits import SPLITS, SplitName, assign
+from tasks.data.splits import SPLITS, assign
 from tasks.refs import DatasetRef
 
 log = logging.getLogger(__name__)
@@ -106,19 +106,21 @@ def prepare(validated: DatasetRef, config: DataConfig, seed: int, out: Path) -> 
 
     The digest is of the written content, so machine, paths and number of threads don't enter it.
     """
-    by_split: dict[SplitName, list[Record]] = {name: [] for name in SPLITS}
+    by_split: dict[str, list[Record]] = {name: [] for name in SPLITS}
     for record in read_records(validated):
         assert record.sha256 is not None  # the checks let no missing image through
         by_split[assign(record.sha256, config.splits, seed, record.split)].append(record)
     with folders.staging(out) as staged:
         card: dict[str, Any] = {"image_size": config.image_size, "splits": {}}
+        content = []
         for name, records in by_split.items():
-            _write_pixels(staged / f"{name}.npy", validated, records, config)
-            folders.write_jsonl(staged / f"{name}.jsonl", map(_row, records))
+            pixel_digests = _write_pixels(staged / f"{name}.npy", validated, records, config)
+            rows = [_row(record) for record in records]
+            folders.write_jsonl(staged / f"{name}.jsonl", rows)
+            content.append([rows, pixel_digests])
             captions = sum(len(record.references) for record in records)
             card["splits"][name] = {"images": len(records), "captions": captions}
-        files = {path.name: folders.sha256_file(path) for path in staged.iterdir()}
-        card["digest"] = folders.digest_of([card, files])
+        card["digest"] = folders.digest_of([card, content])
         folders.write_json(staged / "dataset.json", card)
         folder = folders.publish(staged, (out / card["digest"]).resolve())
     sizes = {name: len(records) for name, records in by_split.items()}
@@ -128,7 +130,7 @@ def prepare(validated: DatasetRef, config: DataConfig, seed: int, out: Path) -> 
         digest=card["digest"],
         num_images=validated.num_images,
         num_captions=validated.num_captions,
-        split_sizes=dict(sizes),
+        split_sizes=sizes,
         has_feedback=any(r.source == "feedback" for rs in by_split.values() for r in rs),
     )
 
@@ -143,16 +145,16 @@ def _row(record: Record) -> dict[str, Any]:
 
 def _write_pixels(
     path: Path, dataset: DatasetRef, records: Sequence[Record], config: DataConfig
-) -> None:
-    """Fill the array in place on threads: Pillow decodes and resizes without the GIL."""
+) -> list[str]:
+    """Fill the array on threads (Pillow and hashlib let go of the GIL); the images' digests."""
     size = config.image_size
     shape = (len(records), size, size, 3)
     if not records:
         np.save(path, np.empty(shape, np.uint8))  # an empty file cannot be mapped
-        return
+        return []
     pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 
-    def fill(place: int) -> None:
+    def fill(place: int) -> str:
         data = image_path(dataset, records[place]).read_bytes()
         if folders.sha256(data) != records[place].sha256:
             raise PreparedError(
@@ -160,12 +162,9 @@ def _write_pixels(
             )
         image = decode(data, max_pixels=config.checks.max_pixels)
         pixels[place] = to_pixels(image, size)
+        return folders.sha256(pixels[place].tobytes())
 
     with ThreadPoolExecutor() as threads:
-        _drain(threads.map(fill, range(len(records))))
+        digests = list(threads.map(fill, range(len(records))))
     pixels.flush()
-
-
-def _drain(results: Iterator[None]) -> None:
-    for _ in results:
-        pass
+    return digests

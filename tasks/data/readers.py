@@ -6,6 +6,7 @@ tell that is the checks' work, and a reader that skips would hide it.
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def _captions(path: Path) -> dict[str, list[str]]:
     """Image name -> captions, both in the order of the file."""
     captions: dict[str, list[str]] = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, skipinitialspace=True)
+        lines = csv.reader(file)
         header = [name.strip().lower() for name in next(lines, [])]
         if header != ["image", "caption"]:
             raise SourceError(
@@ -67,9 +68,16 @@ def _captions(path: Path) -> dict[str, list[str]]:
             )
         for line in lines:
             if line:
-                # A comma that nobody quoted splits a caption: the rest of the line is one caption.
-                captions.setdefault(line[0].strip(), []).append(",".join(line[1:]).strip())
+                captions.setdefault(line[0].strip(), []).append(_caption(line[1:]))
     return captions
+
+
+def _caption(fields: list[str]) -> str:
+    """The rest of a line, put together again where a comma or a quote stood unprotected."""
+    caption = ",".join(fields)
+    if re.fullmatch(r'\s+".*"\s*', caption):  # `name, "caption"`: CSV wants the quote to come first
+        return caption.strip()[1:-1].replace('""', '"')
+    return caption.strip()
 
 
 def read_feedback(source: FeedbackSource) -> Iterator[Row]:

@@ -3,7 +3,6 @@
 Gretton, Borgwardt, Rasch, Schölkopf and Smola, "A Kernel Two-Sample Test", JMLR 13, 2012.
 """
 
-import logging
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.drift.kernel import Floats, gaussian, median_bandwidth, squared_distances
-
-logger = logging.getLogger(__name__)
 
 Backend = Literal["alibi-detect", "native"]
 
@@ -31,6 +28,10 @@ class DimensionMismatch(DriftError):
 
 class NotFinite(DriftError):
     """A sample holds NaN or infinity."""
+
+
+class TooFewPermutations(DriftError):
+    """So few relabellings that no p-value could fall to the threshold."""
 
 
 @dataclass(frozen=True)

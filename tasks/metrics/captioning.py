@@ -10,14 +10,13 @@ import numpy as np
 from configs.schema import EvaluateConfig
 from tasks.data import folders
 from tasks.data.prepared import PreparedDataset, Split
+from tasks.drift import reference
 from tasks.metrics import gallery
 from tasks.metrics.evaluation import Evaluation, SliceEvaluation
 from tasks.refs import EvaluationRef
 
 if TYPE_CHECKING:
     from bentos.captioner.engine import Engine
-
-REFERENCE_FILE = "reference.npz"
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Evaluated:
         """Scores and a gallery, for a person."""
         corpus = {name: s.corpus for name, s in self.evaluation.slices.items()}
         metrics = list(next(iter(corpus.values())))
-        lines = ["| slice | images | " + " | ".join(metrics) + " |", "| --- " * (len(metrics) + 2) + "|"]
+        header = ["slice", "images", *metrics]
+        lines = [f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
         for name, scores in corpus.items():
             values = " | ".join(f"{scores[metric]:.3f}" for metric in metrics)
             lines.append(f"| {name} | {len(self.images[name].image_ids)} | {values} |")
@@ -46,21 +46,26 @@ class Evaluated:
         The reference is what production should look like to this model: the corrected requests
         where it was judged on some, else the test images.
         """
-        production = "current" if "current" in self.images else "test"
         digest = self.evaluation.digest
         with folders.staging(out) as staged:
             self.evaluation.save(staged)
-            np.savez_compressed(
-                staged / REFERENCE_FILE,
-                embeddings=self.embeddings[production],
-                image_ids=np.array(self.images[production].image_ids),
-            )
+            production = "current" if "current" in self.images else "test"
+            reference.save(staged, self._reference(production))
             for name, chosen in self._galleries(gallery_images).items():
                 page = gallery.page(f"Captions of {name}", chosen)
                 (staged / f"gallery-{name}.html").write_text(page, encoding="utf-8")
             folder = folders.publish(staged, (out / digest).resolve())
         cider = {name: s.corpus["cider"] for name, s in self.evaluation.slices.items()}
         return EvaluationRef(uri=str(folder), digest=digest, cider=cider)
+
+    def _reference(self, slice_name: str) -> reference.Reference:
+        images = self.images[slice_name]
+        return reference.Reference(
+            image_ids=images.image_ids,
+            embeddings=self.embeddings[slice_name],
+            brightness=images.pixels.mean(axis=(1, 2, 3)) / 255,
+            log_probabilities=np.array(self.evaluation.slices[slice_name].log_probabilities),
+        )
 
     def _galleries(self, count: int) -> dict[str, dict[str, list[gallery.Example]]]:
         return {

@@ -1,6 +1,7 @@
 """What a model said on every slice of the test data, and how good that was."""
 
 import hashlib
+from collections.abc import Sized
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -77,7 +78,7 @@ class SliceEvaluation(_Stored):
 
     @model_validator(mode="after")
     def _lines_up(self) -> Self:
-        columns = {
+        columns: dict[str, Sized] = {
             "predictions": self.predictions,
             "references": self.references,
             "log_probabilities": self.log_probabilities,

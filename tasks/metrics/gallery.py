@@ -64,10 +64,9 @@ def markdown(examples: dict[str, list[Example]]) -> str:
             "| | caption | a reference | CIDEr |",
             "| --- | --- | --- | --- |",
         ]
-        lines += [
-            f"| ![]({e.image}) | **{_cell(e.prediction)}** | {_cell(e.references[0])} | {e.cider:.2f} |"
-            for e in group
-        ]
+        for e in group:
+            said, expected = _cell(e.prediction), _cell(e.references[0])
+            lines.append(f"| ![]({e.image}) | **{said}** | {expected} | {e.cider:.2f} |")
         lines.append("")
     return "\n".join(lines)
 

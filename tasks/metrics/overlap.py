@@ -201,7 +201,7 @@ def _cosine(grams: _NGrams, images: int, owners: np.ndarray) -> np.ndarray:
     dot = np.bincount(grams.reference, shared, minlength=len(owners))
     norm = np.sqrt(np.bincount(grams.prediction_image, predicted**2, minlength=images))[owners]
     norm *= np.sqrt(np.bincount(grams.reference, reference**2, minlength=len(owners)))
-    return np.divide(dot, norm, out=np.zeros_like(dot), where=norm > 0)
+    return np.divide(dot, norm, out=np.zeros(len(dot)), where=norm > 0)
 
 
 def rouge_l(corpus: Corpus) -> np.ndarray:

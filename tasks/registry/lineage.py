@@ -28,7 +28,11 @@ def record(config: Config, model: ModelRef, scores: EvaluationRef) -> None:
 
 
 def tags(
-    config: Config, data: PreparedRef, scores: EvaluationRef, champion: VersionRef | None, reason: str
+    config: Config,
+    data: PreparedRef,
+    scores: EvaluationRef,
+    champion: VersionRef | None,
+    reason: str,
 ) -> dict[str, str]:
     """The lineage of a version."""
     return {
@@ -57,10 +61,11 @@ def record_verdict(
         }
         for name, c in comparisons.items()
     }
+    told = [f"**{verdict.decision}**", "", *(f"- {reason}" for reason in verdict.reasons)]
     versions.tag(
         version,
         {"verdict": verdict.decision, "comparisons": json.dumps(figures)},
-        description="\n".join([f"**{verdict.decision}**", "", *(f"- {r}" for r in verdict.reasons)]),
+        description="\n".join(told),
     )
 
 
@@ -79,15 +84,42 @@ def labels(version: VersionRef, data: PreparedRef) -> dict[str, str]:
     }
 
 
+def scores(version: VersionRef) -> dict[str, dict[str, float]]:
+    """Corpus scores by slice that `version` was judged by."""
+    found: dict[str, dict[str, float]] = json.loads(_tags(version)["scores"])
+    return found
+
+
+def comparisons(version: VersionRef) -> dict[str, dict[str, float]]:
+    """By slice: mean CIDEr of `champion` and `candidate`, and their `difference`, `low`, `high`."""
+    found: dict[str, dict[str, float]] = json.loads(_tags(version)["comparisons"])
+    return found
+
+
+def bento(version: VersionRef) -> str | None:
+    """The tag of the Bento that passed its smoke run, if `version` was ever promoted."""
+    return _tags(version).get("bento")
+
+
+def described(version: VersionRef) -> str:
+    """The verdict in words."""
+    return str(runs.client().get_model_version(version.name, str(version.version)).description)
+
+
 def evaluation_folder(version: VersionRef) -> Path:
     """The files of the evaluation that `version` was judged by, fetched when they aren't here."""
-    digest = runs.client().get_model_version(version.name, str(version.version)).tags["evaluation"]
+    digest = _tags(version)["evaluation"]
     local = settings().var / "evaluations" / digest
     if local.exists():
         return local
     fetched = tempfile.mkdtemp(prefix="captionloop-evaluation-")
     artifact = f"evaluation/{digest}"
     return Path(runs.client().download_artifacts(version.model.run_id, artifact, fetched))
+
+
+def _tags(version: VersionRef) -> dict[str, str]:
+    found: dict[str, str] = runs.client().get_model_version(version.name, str(version.version)).tags
+    return found
 
 
 def config_yaml(config: Config) -> str:

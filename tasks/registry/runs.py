@@ -52,7 +52,7 @@ def experiment_id(name: str) -> str:
 def training(
     experiment: str, sections: Mapping[str, BaseModel], data: PreparedRef, seed: int
 ) -> Iterator[str]:
-    """A run in `experiment` that ends FINISHED, or FAILED where the training does; yields its id."""
+    """A run in `experiment` that ends FINISHED, or FAILED as the training does; yields its id."""
     from mlflow.entities import Param, RunTag
 
     mlflow = client()

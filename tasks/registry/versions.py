@@ -73,7 +73,7 @@ def register(name: str, model: ModelRef, tags: Mapping[str, str]) -> VersionRef:
         tags={**tags, "digest": model.digest, "path": model.uri},
     )
     version = int(made.version)
-    mlflow.set_registered_model_alias(name, CHALLENGER, version)
+    mlflow.set_registered_model_alias(name, CHALLENGER, made.version)
     return VersionRef(name=name, version=version, model=model)
 
 
@@ -91,6 +91,8 @@ def by_number(name: str, version: int) -> VersionRef:
         found: ModelVersion = client().get_model_version(name, str(version))
     except MlflowException as error:
         raise NoSuchVersion(f"{name} has no version {version}: {error.message}") from None
+    assert found.run_id is not None
+    assert found.source is not None  # `register` gives both
     model = ModelRef(
         uri=found.tags["path"],
         digest=found.tags["digest"],
@@ -115,8 +117,8 @@ def promote(version: VersionRef) -> None:
     aliases = _aliases(version.name)
     current = aliases.get(CHAMPION)
     if current is not None and current != version.version:
-        mlflow.set_registered_model_alias(version.name, PREVIOUS, current)
-    mlflow.set_registered_model_alias(version.name, CHAMPION, version.version)
+        mlflow.set_registered_model_alias(version.name, PREVIOUS, str(current))
+    mlflow.set_registered_model_alias(version.name, CHAMPION, str(version.version))
     if aliases.get(CHALLENGER) == version.version:
         mlflow.delete_registered_model_alias(version.name, CHALLENGER)
 

@@ -6,16 +6,12 @@ from typing import Self
 
 import numpy as np
 import torch
-from transformers import (
-    BlipForConditionalGeneration,
-    BlipImageProcessorPil,
-    BlipTextConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from bentos.captioner.images import normalize
 from tasks.data.prepared import Split
 from tasks.training.errors import SettingsMismatch
+from tasks.training.model import Parts, TokenIds, text_config, token_ids
 
 IGNORED = -100
 Draw = tuple[int, int]
@@ -71,8 +67,9 @@ class Draws:
 
 def encode(
     tokenizer: PreTrainedTokenizerBase,
-    config: BlipTextConfig,
+    ids: TokenIds,
     captions: Sequence[str],
+    *,
     max_tokens: int,
 ) -> list[list[int]]:
     """Token ids of each caption: start, at most `max_tokens` - 2 pieces, end.
@@ -85,8 +82,8 @@ def encode(
         return []
     pieces = tokenizer(list(captions), add_special_tokens=False).input_ids
     unknown = tokenizer.unk_token_id
-    kept = ([token for token in ids if token != unknown][: max_tokens - 2] for ids in pieces)
-    return [[config.bos_token_id, *ids, config.sep_token_id] for ids in kept]
+    kept = ([token for token in piece if token != unknown][: max_tokens - 2] for piece in pieces)
+    return [[ids.start, *piece, ids.end] for piece in kept]
 
 
 @dataclass(frozen=True)
@@ -99,39 +96,32 @@ class Collator:
 
     pixels: np.ndarray
     tokens: list[list[list[int]]]
-    pad_token_id: int
+    padding: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @classmethod
-    def of(
-        cls,
-        split: Split,
-        model: BlipForConditionalGeneration,
-        tokenizer: PreTrainedTokenizerBase,
-        processor: BlipImageProcessorPil,
-        *,
-        max_tokens: int,
-    ) -> Self:
+    def of(cls, split: Split, parts: Parts, *, max_tokens: int) -> Self:
         """All captions are tokenized here, once."""
-        config = model.config.text_config
-        if max_tokens > config.max_position_embeddings:
+        model, tokenizer, processor = parts
+        if max_tokens > (positions := text_config(model).max_position_embeddings):
             raise SettingsMismatch(
                 f"finetune.max_caption_tokens {max_tokens} is more than the model's "
-                f"{config.max_position_embeddings} positions: lower it."
+                f"{positions} positions: lower it."
             )
+        ids = token_ids(model)
         flat = [reference for references in split.references for reference in references]
-        ids = iter(encode(tokenizer, config, flat, max_tokens))
-        tokens = [[next(ids) for _ in references] for references in split.references]
+        encoded = iter(encode(tokenizer, ids, flat, max_tokens=max_tokens))
+        tokens = [[next(encoded) for _ in references] for references in split.references]
         mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-        return cls(split.pixels, tokens, config.pad_token_id, mean, std)
+        return cls(split.pixels, tokens, ids.padding, mean, std)
 
     def __call__(self, draws: Sequence[Draw]) -> dict[str, torch.Tensor]:
         import torch
 
         ids = [torch.tensor(self.tokens[row][reference]) for row, reference in draws]
         input_ids = torch.nn.utils.rnn.pad_sequence(
-            ids, batch_first=True, padding_value=self.pad_token_id
+            ids, batch_first=True, padding_value=self.padding
         )
         lengths = torch.tensor([len(tokens) for tokens in ids])
         real = torch.arange(input_ids.shape[1]) < lengths[:, None]

@@ -45,9 +45,10 @@ class TrainJob(BaseModel):
 
 
 class Progress(BaseModel):
-    """One line of a run; the last is `done` and has the scores of the val split, if there is one.
+    """One line of a run; the last is `done` and has `scores` on the val split, if there is one.
 
-    `loss` and `images_per_second` are means since the line before.
+    `loss` and `images_per_second` are means since the line before. `scores` are `val_loss` (nats a
+    token) and `val_cider`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,8 +60,13 @@ class Progress(BaseModel):
     images_per_second: float
     seconds_left: float
     done: bool = False
-    val_loss: float | None = None
-    val_cider: float | None = None
+    scores: dict[str, float] = {}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The numbers worth a curve."""
+        rates = {"learning_rate", "loss", "images_per_second"}
+        return self.model_dump(include=rates) | self.scores
 
 
 def train(job: TrainJob, on_progress: Callable[[Progress], None]) -> Path:
@@ -91,6 +97,8 @@ def _process(command: list[str], stderr: IO[bytes]) -> Iterator[subprocess.Popen
     process = subprocess.Popen(
         command,
         cwd=_ROOT,
+        # Threads that spin while they wait cost several times the work on a shared machine.
+        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -12,6 +13,7 @@ from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
     BlipImageProcessorPil,
+    BlipTextConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -19,7 +21,22 @@ from configs.schema import ModelConfig, TinyBlipConfig
 from tasks.training import tokenizer as wordpiece
 from tasks.training.errors import BaseModelError, ImageSizeMismatch, SettingsMismatch
 
-Parts = tuple[BlipForConditionalGeneration, PreTrainedTokenizerBase, BlipImageProcessorPil]
+
+class Parts(NamedTuple):
+    """What a model folder holds."""
+
+    model: BlipForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    processor: BlipImageProcessorPil
+
+
+class TokenIds(NamedTuple):
+    """The model's own start, end and padding; the tokenizer's may differ ([CLS] starts there)."""
+
+    start: int
+    end: int
+    padding: int
+
 
 SCRATCH = "scratch"
 _MAX_POSITIONS = 128
@@ -39,7 +56,7 @@ def build(config: ModelConfig, train_captions: Sequence[str], image_size: int, s
     if config.base == SCRATCH:
         return _from_scratch(config.tiny, train_captions, image_size, seed)
     parts = _load(config.base)
-    needed = parts[0].config.vision_config.image_size
+    needed = _image_size(parts.model)
     if needed != image_size:
         raise ImageSizeMismatch(
             f"model.base {config.base!r} takes images of {needed} pixels, but the dataset was "
@@ -52,8 +69,29 @@ def save(parts: Parts, folder: Path) -> None:
     """Write config, safetensors, generation settings, tokenizer and preprocessor to `folder`."""
     model, tokenizer, processor = parts
     model.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(0o644)  # written for their owner alone; a service may run as another
     wordpiece.save(tokenizer, folder)
     processor.save_pretrained(folder)
+
+
+def text_config(model: BlipForConditionalGeneration) -> BlipTextConfig:
+    config = model.config.text_config
+    assert isinstance(config, BlipTextConfig)
+    return config
+
+
+def token_ids(model: BlipForConditionalGeneration) -> TokenIds:
+    """The tokens that BLIP generates from and to; raises BaseModelError if one is not set."""
+    config = text_config(model)
+    ids = {key: getattr(config, key) for key in ("bos_token_id", "sep_token_id", "pad_token_id")}
+    for key, value in ids.items():
+        if not isinstance(value, int) or not 0 <= value < config.vocab_size:
+            raise BaseModelError(
+                f"the base model's text_config.{key} is {value}, no token of its "
+                f"{config.vocab_size}: correct its config.json."
+            )
+    return TokenIds(*ids.values())
 
 
 def _from_scratch(
@@ -63,9 +101,9 @@ def _from_scratch(
     tokenizer = wordpiece.learn(captions, tiny.vocab_size)
     torch.manual_seed(seed)
     model = BlipForConditionalGeneration(_tiny_config(tiny, tokenizer, image_size))
-    _initialise_vision(model.vision_model.embeddings, torch.Generator().manual_seed(seed))
+    _initialise_vision(model, image_size // tiny.patch_size, seed)
     processor = BlipImageProcessorPil(size={"height": image_size, "width": image_size})
-    return model, tokenizer, processor
+    return Parts(model, tokenizer, processor)
 
 
 def _check_shapes(tiny: TinyBlipConfig, image_size: int) -> None:
@@ -107,36 +145,45 @@ def _tiny_config(
     return BlipConfig(text_config=text | shared, vision_config=vision | shared)
 
 
-def _initialise_vision(embeddings: torch.nn.Module, generator: torch.Generator) -> None:
-    """Small patch weights; position embeddings [1, 1 + rows · columns, d] of row plus column."""
+def _initialise_vision(model: BlipForConditionalGeneration, side: int, seed: int) -> None:
+    """Small patch weights; position embeddings [1, 1 + side · side, d] of row plus column."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = model.get_parameter("vision_model.embeddings.patch_embedding.weight")
+    position = model.get_parameter("vision_model.embeddings.position_embedding")
+    width = position.shape[-1]
+    rows = torch.randn(side, 1, width, generator=generator)
+    columns = torch.randn(1, side, width, generator=generator)
     with torch.no_grad():
-        weight, position = embeddings.patch_embedding.weight, embeddings.position_embedding
         weight.normal_(std=_PATCH_STD, generator=generator)
-        side, width = embeddings.image_size // embeddings.patch_size, position.shape[-1]
-        rows = torch.randn(side, 1, width, generator=generator)
-        columns = torch.randn(1, side, width, generator=generator)
         position[:, 1:] = _POSITION_STD * (rows + columns).reshape(1, side * side, width)
 
 
 def _load(base: str) -> Parts:
     _check_is_blip(base)
     try:
-        model, info = BlipForConditionalGeneration.from_pretrained(
+        loaded: Any = BlipForConditionalGeneration.from_pretrained(
             base, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(base)
         processor = BlipImageProcessorPil.from_pretrained(base)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _cannot_load(base, str(error)) from error
+    model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise _cannot_load(base, f"its safetensors lack weights of a BLIP captioner: {missing}, …")
-    size = model.config.vision_config.image_size
+    size = _image_size(model)
     if dict(processor.size) != {"height": size, "width": size}:
         raise _cannot_load(
             base, f"its preprocessor_config.json says {dict(processor.size)}, its model {size}"
         )
-    return model, tokenizer, processor
+    return Parts(model, tokenizer, processor)
+
+
+def _image_size(model: BlipForConditionalGeneration) -> int:
+    size = model.vision_model.config.image_size
+    assert isinstance(size, int), "BLIP's position embeddings are laid out for a square"
+    return size
 
 
 def _check_is_blip(base: str) -> None:

@@ -71,26 +71,27 @@ def run(job: TrainJob, emit: Emit) -> None:
     captions = [caption for references in train.references for caption in references]
     parts = models.build(job.model, captions, data.image_size, job.seed)
     batches = [
-        Collator.of(split, *parts, max_tokens=job.finetune.max_caption_tokens)
+        Collator.of(split, parts, max_tokens=job.finetune.max_caption_tokens)
         for split in (train, val)
     ]
     partial = job.out.with_name(f".{job.out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    model = parts[0]
+    model = parts.model
     last = _fit(model, train, batches[0], job, partial, emit)
     _set_generation(model, job.finetune)
     models.save(parts, partial)
     scores = _validate(model, partial, val, batches[1], job.finetune.max_caption_tokens)
     shutil.rmtree(job.out, ignore_errors=True)
     partial.rename(job.out)
-    emit(last.model_copy(update={**scores, "done": True, "seconds_left": 0.0}))
+    emit(last.model_copy(update={"scores": scores, "done": True, "seconds_left": 0.0}))
 
 
 class _InOrder(Trainer):
     """The draws are random already; their order is the run's."""
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
+        assert isinstance(self.train_dataset, Draws)
         return SequentialSampler(self.train_dataset)
 
 
@@ -201,11 +202,11 @@ def _arguments(settings: FinetuneConfig, seed: int, folder: Path) -> TrainingArg
 
 def _set_generation(model: BlipForConditionalGeneration, settings: FinetuneConfig) -> None:
     """Generate from the start that training used, and no longer than its captions."""
-    text = model.config.text_config
+    ids = models.token_ids(model)
     model.generation_config = GenerationConfig(
-        bos_token_id=text.bos_token_id,
-        eos_token_id=text.sep_token_id,
-        pad_token_id=text.pad_token_id,
+        bos_token_id=ids.start,
+        eos_token_id=ids.end,
+        pad_token_id=ids.padding,
         max_new_tokens=settings.max_caption_tokens,
         num_beams=1,
     )

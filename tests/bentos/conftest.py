@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 IMAGE_SIZE = 72
-WORDS = "a an the red green blue circle square star above left of right on dark bright small".split()
+WORDS = ["a", "an", "the", "red", "green", "blue", "circle", "square", "star", "above"]
+WORDS += ["left", "of", "right", "on", "dark", "bright", "small"]
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
@@ -20,7 +21,7 @@ def one_thread() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def save_tiny_blip(folder: Path, *, seed: int, version: str, max_new_tokens: int = 8) -> Path:
+def save_tiny_blip(folder: Path, *, seed: int, version: str, image_size: int = IMAGE_SIZE) -> Path:
     """A model folder in the layout that training leaves, with weights drawn from `seed`."""
     import torch
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -50,12 +51,12 @@ def save_tiny_blip(folder: Path, *, seed: int, version: str, max_new_tokens: int
             "encoder_hidden_size": 32,
             "max_position_embeddings": 64,
         },
-        vision_config={**layer, "image_size": IMAGE_SIZE, "patch_size": 24},
+        vision_config={**layer, "image_size": image_size, "patch_size": 24},
         initializer_range=0.5,
     )
     torch.manual_seed(seed)
     BlipForConditionalGeneration(config).save_pretrained(folder)
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    size = {"height": image_size, "width": image_size}
     preprocessor = {"image_mean": MEAN, "image_std": STD, "size": size}
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     card = {
@@ -63,10 +64,15 @@ def save_tiny_blip(folder: Path, *, seed: int, version: str, max_new_tokens: int
         "version": version,
         "dataset_digest": "0" * 64,
         "git_commit": "0" * 40,
-        "generation": {"max_new_tokens": max_new_tokens, "num_beams": 1},
+        "generation": {"max_new_tokens": 8, "num_beams": 1},
     }
     (folder / "captionloop.json").write_text(json.dumps(card))
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_tiny_blip() -> Callable[..., Path]:
+    return save_tiny_blip
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,9 @@ def test_exif_orientation_is_applied(picture, encode) -> None:
     exif[ORIENTATION] = 6  # the camera was turned: rotate by 270 degrees to see it upright
     sent = picture(3, 60, 40)
     upright = decode(encode(sent, "PNG", exif=exif))
-    assert np.array_equal(np.asarray(upright), np.asarray(sent.transpose(Image.Transpose.ROTATE_270)))
+    assert np.array_equal(
+        np.asarray(upright), np.asarray(sent.transpose(Image.Transpose.ROTATE_270))
+    )
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

@@ -1,4 +1,4 @@
-"""The paired bootstrap is deterministic, covers the truth and sees pairing."""
+"""The paired bootstrap is deterministic, as wide as it should be, and sees pairing."""
 
 import numpy as np
 import pytest
@@ -28,15 +28,17 @@ def test_the_interval_agrees_with_scipys_percentile_bootstrap():
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
 
 
-def test_the_interval_covers_the_true_difference_about_as_often_as_it_says():
+def test_the_interval_covers_the_true_difference_as_often_as_students_interval():
+    # Against Student's on the same draws, so that an unlucky stream of data counts for neither.
     random = np.random.default_rng(0)
-    hits = 0
+    ours = students = 0
     for seed in range(300):
         champion = random.normal(size=100)
         candidate = champion + 0.2 + random.normal(scale=0.5, size=100)
         interval = bootstrap(candidate, champion, confidence=0.9, resamples=400, seed=seed)
-        hits += interval.low <= 0.2 <= interval.high
-    assert stats.binomtest(hits, 300, 0.9).pvalue > 1e-3
+        ours += interval.low <= 0.2 <= interval.high
+        students += stats.ttest_1samp(candidate - champion, 0.2).pvalue >= 0.1
+    assert abs(ours - students) <= 12
 
 
 def test_the_same_seed_gives_the_same_interval_whatever_the_chunks(monkeypatch):

@@ -16,7 +16,7 @@ class Bleu(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=self.__doc__,
-            citation="Papineni et al. 2002, BLEU: a method for automatic evaluation of machine translation",
+            citation="Papineni et al. 2002, BLEU: automatic evaluation of machine translation",
             inputs_description="predictions: a caption an image; references: its human captions",
             features=datasets.Features(
                 {

@@ -11,7 +11,7 @@ from tasks.metrics.scores import tokenized
 
 
 class RougeL(evaluate.Metric):
-    """Longest common subsequence with the references, as an F-score with beta 1.2, mean over images."""
+    """F-score (beta 1.2) of the longest common subsequence with the references."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

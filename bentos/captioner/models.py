@@ -1,0 +1,60 @@
+"""A model ready to answer: loaded, warm, and saying what it said where it was made."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bentos.captioner.engine import BadModelFolder, Engine
+from bentos.captioner.golden import check_golden
+
+MAX_BATCH = 8
+BAKED_MODEL = "baked"  # the alias under which a Bento knows the model it was built with
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """An engine with the name and version that every answer carries, and where it came from."""
+
+    engine: Engine
+    name: str
+    version: str
+    source: str
+    max_new_tokens: int
+    num_beams: int
+
+
+def load_model(
+    folder: Path, *, source: str, name: str | None = None, version: str | None = None
+) -> ServedModel:
+    """Load, warm and check a model folder; its card says what the arguments don't.
+
+    Raises BadModelFolder or GoldenMismatch.
+    """
+    engine = Engine.load(folder)
+    generation = engine.card.get("generation", {})
+    model = ServedModel(
+        engine=engine,
+        name=name or str(engine.card.get("name", "unnamed")),
+        version=version or str(engine.card.get("version", "unknown")),
+        source=source,
+        max_new_tokens=int(generation.get("max_new_tokens", 30)),
+        num_beams=int(generation.get("num_beams", 1)),
+    )
+    _warm(model, folder)
+    check_golden(engine, folder, max_new_tokens=model.max_new_tokens, num_beams=model.num_beams)
+    return model
+
+
+def _warm(model: ServedModel, folder: Path) -> None:
+    """Run the batch sizes that come first, so that no request pays for first-time set-up."""
+    size = model.engine.image_size
+    for count in (1, MAX_BATCH):
+        captions, embeddings = model.engine.run(
+            np.zeros((count, size, size, 3), np.uint8),
+            max_new_tokens=model.max_new_tokens,
+            num_beams=model.num_beams,
+        )
+        finite = np.isfinite([caption.log_probability for caption in captions]).all()
+        if not finite or not np.isfinite(embeddings).all():
+            raise BadModelFolder(f"{folder} gives values that are not finite; its weights are bad.")

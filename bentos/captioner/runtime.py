@@ -1,0 +1,149 @@
+"""What stands behind the HTTP API: decode, batch, caption, capture; and the swap of models."""
+
+import asyncio
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from bentos.captioner.batching import MicroBatcher
+from bentos.captioner.capture import CapturedRequest, CaptureStore, UnknownRequest
+from bentos.captioner.engine import Caption
+from bentos.captioner.images import decode, to_pixels
+from bentos.captioner.models import MAX_BATCH, ServedModel
+from bentos.captioner.settings import ServiceSettings
+from bentos.captioner.telemetry import Telemetry
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A caption with the model that made it; `timings` in seconds."""
+
+    request_id: str
+    caption: Caption
+    model: ServedModel
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Job:
+    image: Image.Image
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Seen:
+    caption: Caption
+    embedding: np.ndarray
+    model: ServedModel
+
+
+class Runtime:
+    """One model at a time answers; `swap` takes effect between two batches."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        settings: ServiceSettings,
+        telemetry: Telemetry,
+        *,
+        max_places: int = 64,
+    ) -> None:
+        self.settings = settings
+        self.telemetry = telemetry
+        self._model = model
+        self._batcher: MicroBatcher[_Job, _Seen] = MicroBatcher(
+            self._run, max_batch=MAX_BATCH, max_places=max_places
+        )
+        self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        self._captures: CaptureStore | None = None
+        if settings.captures is not None:
+            self._captures = CaptureStore(
+                settings.captures, on_drop=lambda count: telemetry.capture_drops.inc(count)
+            )
+        telemetry.model_info.labels(model.name, model.version).set(1)
+
+    @property
+    def model(self) -> ServedModel:
+        return self._model
+
+    def swap(self, model: ServedModel) -> None:
+        """Let `model` answer from the next batch on; what runs now ends with the old one."""
+        old, self._model = self._model, model
+        self.telemetry.model_info.labels(old.name, old.version).set(0)
+        self.telemetry.model_info.labels(model.name, model.version).set(1)
+        self.telemetry.swaps.inc()
+
+    async def caption(self, data: bytes) -> Answer:
+        """Caption an encoded picture. Raises BadImage, or QueueFull when too much is in work."""
+        started = time.perf_counter()
+        with self._batcher.place():
+            loop = asyncio.get_running_loop()
+            job = await loop.run_in_executor(self._decoders, self._prepare, data)
+            decoded = time.perf_counter()
+            done = await self._batcher.submit(job)
+        self.telemetry.queue_wait.observe(done.queue_seconds)
+        self.telemetry.batch_size.observe(done.batch_size)
+        seen = done.result
+        request_id = uuid.uuid4().hex
+        self._capture(request_id, job, seen, data)
+        timings = {
+            "decode_seconds": decoded - started,
+            "queue_seconds": done.queue_seconds,
+            "inference_seconds": done.run_seconds,
+            "total_seconds": time.perf_counter() - started,
+        }
+        return Answer(request_id, seen.caption, seen.model, timings)
+
+    async def feedback(self, request_id: str, caption: str) -> None:
+        """Store a correction. Raises UnknownRequest or CaptureUnavailable."""
+        if self._captures is None:
+            raise UnknownRequest(request_id)
+        await asyncio.to_thread(self._captures.feedback, request_id, caption)
+        self.telemetry.feedback.inc()
+
+    async def close(self) -> None:
+        """Answer what is queued, write what was captured, stop the threads."""
+        await self._batcher.close()
+        self._decoders.shutdown()
+        if self._captures is not None:
+            await asyncio.to_thread(self._captures.close)
+
+    def _prepare(self, data: bytes) -> _Job:
+        image = decode(data)
+        return _Job(image, to_pixels(image, self._model.engine.image_size))
+
+    def _run(self, jobs: list[_Job]) -> list[_Seen]:
+        """One batch by one model, read once; runs in the engine's thread."""
+        model = self._model
+        size = model.engine.image_size
+        # A picture prepared just before a swap to a model of another size is prepared again.
+        pixels = [
+            job.pixels if job.pixels.shape[0] == size else to_pixels(job.image, size)
+            for job in jobs
+        ]
+        captions, embeddings = model.engine.run(
+            np.stack(pixels), max_new_tokens=model.max_new_tokens, num_beams=model.num_beams
+        )
+        return [_Seen(*pair, model) for pair in zip(captions, embeddings, strict=True)]
+
+    def _capture(self, request_id: str, job: _Job, seen: _Seen, data: bytes) -> None:
+        if self._captures is None:
+            return
+        self._captures.put(
+            CapturedRequest(
+                request_id=request_id,
+                time=time.time(),
+                model_version=seen.model.version,
+                caption=seen.caption.text,
+                log_probability=seen.caption.log_probability,
+                embedding=seen.embedding,
+                width=job.image.width,
+                height=job.image.height,
+                brightness=float(job.pixels.mean() / 255),
+                image=data if self.settings.capture_images else None,
+            )
+        )

@@ -1,0 +1,228 @@
+"""Builds the captioner into a Bento, starts it as a real process, and checks what it says."""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import requires
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from PIL import Image
+
+from bentos.captioner.golden import FOLDER, INDEX, read_golden
+from bentos.captioner.models import BAKED_MODEL
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVICE = "bentos.captioner.service:Captioner"
+# What the service imports; mlflow-skinny is enough to follow a registry over HTTP.
+SERVICE_PACKAGES = (
+    "bentoml",
+    "fastapi",
+    "mlflow-skinny",
+    "numpy",
+    "pillow",
+    "prometheus-client",
+    "python-multipart",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+SERVE_COMMAND = (sys.executable, "-m", "bentoml", "serve")
+STOP_SECONDS = 15.0
+
+
+class SmokeFailed(RuntimeError):
+    """The served model doesn't say what it said offline, or doesn't serve."""
+
+
+class ServeFailed(RuntimeError):
+    """The server did not become ready; the message ends with its log."""
+
+
+def write_golden(model_folder: Path, pixels: Iterable[np.ndarray], captions: Sequence[str]) -> None:
+    """Put golden PNGs into a model folder with the captions its engine gave each of them alone.
+
+    `pixels` are uint8 [H, W, 3], already of the model's size.
+    """
+    folder = model_folder / FOLDER
+    folder.mkdir(exist_ok=True)
+    entries = []
+    for number, (image, caption) in enumerate(zip(pixels, captions, strict=True)):
+        Image.fromarray(image).save(folder / f"{number}.png")
+        entries.append({"file": f"{number}.png", "caption": caption})
+    (folder / INDEX).write_text(json.dumps(entries, indent=1, ensure_ascii=False), "utf-8")
+
+
+def build(model_folder: Path, *, labels: dict[str, str]) -> str:
+    """Build a Bento with this model inside, in the store of BENTOML_HOME; returns its tag.
+
+    The labels `model_name` and `model_version` are what the service will call the model; without
+    them it is called what its card says.
+    """
+    import bentoml
+
+    with bentoml.models.create("captioner-model", labels=labels) as stored:
+        shutil.copytree(model_folder, stored.path, dirs_exist_ok=True)
+    bento = bentoml.bentos.build(
+        SERVICE,
+        name="captioner",
+        labels=labels,
+        models=[{"tag": str(stored.tag), "alias": BAKED_MODEL}],
+        include=["bentos/__init__.py", "bentos/captioner/*.py"],
+        # Locking would resolve anew and pin the NVIDIA packages; these pins are ours already.
+        python={"packages": service_requirements(), "lock_packages": False},
+        build_ctx=str(ROOT),
+    )
+    return str(bento.tag)
+
+
+def service_requirements() -> list[str]:
+    """The pins of requirements.lock that the service needs, with all that those need in turn."""
+    pins: dict[str, str] = {}
+    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            pins[canonicalize_name(re.split(r"[=\[ ;]", line, maxsplit=1)[0])] = line
+    found: set[str] = set()
+    open_names = [canonicalize_name(name) for name in SERVICE_PACKAGES]
+    while open_names:
+        name = open_names.pop()
+        # A package that the lock leaves out comes with another: torch brings its CUDA packages.
+        if name in found or name not in pins:
+            continue
+        found.add(name)
+        open_names += [
+            canonicalize_name(requirement.name)
+            for requirement in map(Requirement, requires(name) or [])
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        ]
+    return sorted(pins[name] for name in found)
+
+
+@contextlib.contextmanager
+def serve(
+    tag: str, *, port: int, env: dict[str, str], ready_seconds: float = 120.0
+) -> Iterator[str]:
+    """Serve a Bento on 127.0.0.1 as a process of its own and yield its URL once it is ready.
+
+    `env` is added to this process's environment. On leaving, the server and every process it
+    started are ended. Raises ServeFailed with the end of the log.
+    """
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix="captioner-serve-") as scratch:
+        log_path = Path(scratch) / "serve.log"
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                [*SERVE_COMMAND, tag, "--host", "127.0.0.1", "--port", str(port)],
+                cwd=scratch,  # so that the Bento's own code is imported, not this checkout's
+                env=_environment(tag, env, Path(scratch)),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                _wait_until_ready(process, url, log_path, ready_seconds)
+                yield url
+            finally:
+                _end_group(process)
+
+
+def smoke(tag: str, *, timeout_seconds: float) -> None:
+    """Serve the Bento and post its golden pictures; raises SmokeFailed on the first difference."""
+    import bentoml
+
+    stored = bentoml.bentos.get(tag).info.all_models[0]
+    golden = read_golden(Path(bentoml.models.get(stored.tag).path))
+    env = {"CAPTIONLOOP_TOKEN": "", "CAPTIONLOOP_CAPTURES": "", "CAPTIONLOOP_FOLLOW": ""}
+    try:
+        with serve(tag, port=free_port(), env=env, ready_seconds=timeout_seconds) as url:
+            for one in golden:
+                got = _caption(url, one.path, timeout_seconds)
+                if got != one.caption:
+                    raise SmokeFailed(
+                        f"Golden picture {one.path.name}: expected {one.caption!r}, got {got!r}."
+                    )
+    except ServeFailed as error:
+        raise SmokeFailed(str(error)) from error
+    logger.info("%s said the same as offline on %d golden pictures", tag, len(golden))
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _caption(url: str, image: Path, timeout_seconds: float) -> str:
+    try:
+        answer = httpx.post(
+            f"{url}/v1/caption", files={"image": image.read_bytes()}, timeout=timeout_seconds
+        )
+        answer.raise_for_status()
+    except httpx.HTTPError as error:
+        raise SmokeFailed(f"Golden picture {image.name} was not captioned: {error}") from error
+    return str(answer.json()["caption"])
+
+
+def _environment(tag: str, env: dict[str, str], scratch: Path) -> dict[str, str]:
+    """The child's environment, with a Bento home of its own that shows the real stores.
+
+    Every `bentoml serve` empties <home>/prometheus_multiproc_dir when it starts, so two on one
+    home would wipe each other's metrics.
+    """
+    import bentoml
+
+    real = Path(bentoml.bentos.get(tag).path).absolute().parents[2]
+    home = scratch / "home"
+    home.mkdir()
+    for store in ("bentos", "models"):
+        (home / store).symlink_to(real / store, target_is_directory=True)
+    return {**os.environ, **env, "BENTOML_HOME": str(home)}
+
+
+def _wait_until_ready(
+    process: "subprocess.Popen[Any]", url: str, log: Path, ready_seconds: float
+) -> None:
+    deadline = time.monotonic() + ready_seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServeFailed(f"The server ended with {process.returncode}.\n{_tail(log)}")
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/readyz", timeout=2).status_code == 200:
+                return
+        time.sleep(0.1)
+    raise ServeFailed(f"The server was not ready after {ready_seconds:g} s.\n{_tail(log)}")
+
+
+def _end_group(process: "subprocess.Popen[Any]") -> None:
+    """End the server's whole process group: kindly first, then surely."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _tail(log: Path, lines: int = 40) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])

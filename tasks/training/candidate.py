@@ -1,0 +1,74 @@
+"""A trained model as the rest of the loop takes it: content-addressed, with its card and golden
+captions, by which any later copy can prove that it is the same model."""
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bentos import packaging
+from bentos.captioner.engine import CARD_FILE, Engine
+from configs.schema import EvaluateConfig
+from tasks.data.prepared import PreparedDataset
+from tasks.training import launch
+from tasks.training.digest import digest as model_digest
+from tasks.training.launch import Progress, TrainJob
+
+GOLDEN_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model folder, its digest, and the scores on the validation split."""
+
+    folder: Path
+    digest: str
+    scores: dict[str, float]
+
+
+def train(
+    name: str,
+    job: TrainJob,
+    dataset_digest: str,
+    generation: EvaluateConfig,
+    on_progress: Callable[[Progress], None],
+) -> Candidate:
+    """Trains in `job.out`, a folder of models, and leaves the result there under its digest."""
+    scores: dict[str, float] = {}
+
+    def report(now: Progress) -> None:
+        scores.update(now.scores)
+        on_progress(now)
+
+    job.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=job.out, prefix=".training-") as scratch:
+        folder = launch.train(job.model_copy(update={"out": Path(scratch) / "model"}), report)
+        limits = {"max_new_tokens": generation.max_new_tokens, "num_beams": generation.num_beams}
+        card = {"name": name, "dataset_digest": dataset_digest, "generation": limits}
+        (folder / CARD_FILE).write_text(json.dumps(card, indent=2))
+        _add_golden(folder, PreparedDataset.open(job.dataset), limits)
+        digest = model_digest(folder)
+        final = (job.out / digest).resolve()
+        if not final.exists():
+            os.replace(folder, final)
+    return Candidate(final, digest, scores)
+
+
+def _add_golden(folder: Path, dataset: PreparedDataset, limits: dict[str, int]) -> None:
+    pixels = dataset.split("val").pixels[:GOLDEN_IMAGES]
+    engine = Engine.load(folder)
+    # One at a time, as a lone request will be: a batch may round differently.
+    captions = [engine.caption(image[np.newaxis], **limits)[0].text for image in pixels]
+    packaging.write_golden(folder, [_png(image) for image in pixels], captions)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,194 @@
+import asyncio
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from bentos import packaging
+from bentos.captioner.following import Follower
+from bentos.captioner.golden import GoldenMismatch
+from bentos.captioner.images import to_pixels
+from bentos.captioner.models import load_model
+from bentos.captioner.runtime import Runtime
+from bentos.captioner.settings import BadSetting, ServiceSettings
+from bentos.captioner.telemetry import Telemetry
+
+NAME = "captioner-test"
+URI = f"models:/{NAME}@champion"
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory) -> Iterator[str]:
+    import mlflow
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(uri)
+        client = mlflow.MlflowClient()
+        client.create_experiment(NAME, artifact_location=(folder / "artifacts").as_uri())
+        client.create_registered_model(NAME)
+        yield uri
+        mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(scope="module")
+def promote(tracking_uri) -> Callable[[Path], str]:
+    """Logs a folder as a LoggedModel, registers it and moves the alias to it."""
+    from mlflow import MlflowClient
+
+    def register(folder: Path) -> str:
+        client = MlflowClient()
+        experiment = client.get_experiment_by_name(NAME).experiment_id
+        logged = client.create_logged_model(experiment_id=experiment, name="tiny")
+        holder = folder.parent / f"logged-{logged.model_id}"
+        shutil.copytree(folder, holder / "model")
+        client.log_model_artifacts(logged.model_id, str(holder))
+        client.finalize_logged_model(logged.model_id, "READY")
+        source = f"models:/{logged.model_id}"
+        made = client.create_model_version(NAME, source=source, model_id=logged.model_id)
+        client.set_registered_model_alias(NAME, "champion", made.version)
+        return str(made.version)
+
+    return register
+
+
+def with_golden(folder: Path, picture, *, wrong: bool = False) -> Path:
+    model = load_model(folder, source="test")
+    pixels = [to_pixels(picture(seed), 72) for seed in range(3)]
+    captions = [
+        model.engine.caption(image[np.newaxis], max_new_tokens=8)[0].text for image in pixels
+    ]
+    if wrong:
+        captions[1] = "what nobody said"
+    packaging.write_golden(folder, pixels, captions)
+    return folder
+
+
+class Following:
+    def __init__(self, model_folder: Path) -> None:
+        self.registry = CollectorRegistry()
+        model = load_model(model_folder, source="baked")
+        self.runtime = Runtime(model, ServiceSettings(), Telemetry(self.registry))
+        self.follower = Follower(self.runtime, URI, every_seconds=0.01)
+
+    def count(self, name: str) -> float:
+        return self.registry.get_sample_value(f"captioner_{name}_total") or 0.0
+
+
+def test_golden_captions_are_held_to_the_word(tiny_blip, tmp_path, picture) -> None:
+    folder = shutil.copytree(tiny_blip, tmp_path / "model")
+    load_model(with_golden(folder, picture), source="test")
+    entries = json.loads((folder / "golden" / "golden.json").read_text())
+    entries[2]["caption"] += " x"
+    (folder / "golden" / "golden.json").write_text(json.dumps(entries))
+    with pytest.raises(GoldenMismatch, match=r"2\.png.* x"):
+        load_model(folder, source="test")
+
+
+def test_requests_over_swaps_all_succeed_and_bad_versions_are_refused(
+    tiny_blip, make_tiny_blip, tmp_path, promote, picture, encode, caplog
+) -> None:
+    good = with_golden(make_tiny_blip(tmp_path / "good", seed=1, version="-"), picture)
+    lying = shutil.copytree(tiny_blip, tmp_path / "lying")
+    with_golden(lying, picture, wrong=True)
+    broken = shutil.copytree(tiny_blip, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"not a tensor")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "README").write_text("no model here")
+    best = make_tiny_blip(tmp_path / "best", seed=2, version="-", image_size=48)
+
+    async def main() -> None:
+        service = Following(tiny_blip)
+        stop = asyncio.Event()
+        versions: list[str] = []
+
+        async def client(seed: int) -> None:
+            while not stop.is_set():
+                answer = await service.runtime.caption(encode(picture(seed)))
+                versions.append(answer.model.version)
+
+        clients = [asyncio.ensure_future(client(seed)) for seed in range(4)]
+        expected = ["7"]
+        for folder, is_good in (
+            (good, True),
+            (lying, False),
+            (broken, False),
+            (empty, False),
+            (best, True),
+        ):
+            version = await asyncio.to_thread(promote, folder)
+            await service.follower.check()
+            await service.follower.check()  # a refused version is not fetched again
+            expected += [version] * is_good
+            assert service.runtime.model.version == expected[-1]
+        while versions[-1] != expected[-1]:
+            await asyncio.sleep(0)
+        stop.set()
+        await asyncio.gather(*clients)
+        await service.runtime.close()
+        assert list(dict.fromkeys(versions)) == expected
+        assert service.runtime.model.source == f"models:/{NAME}/{expected[-1]}"
+        assert (service.count("swaps"), service.count("swap_failures")) == (2, 3)
+        assert service.count("follow_errors") == 0
+
+    with caplog.at_level(logging.ERROR, logger="bentos.captioner.following"):
+        asyncio.run(main())
+    refusals = [record for record in caplog.records if "refused" in record.message]
+    assert len(refusals) == 3
+    assert "what nobody said" in refusals[0].message
+
+
+def test_the_version_baked_in_is_not_fetched_again(tiny_blip, tmp_path, promote) -> None:
+    version = promote(tiny_blip)
+
+    async def main() -> None:
+        service = Following(tiny_blip)
+        service.runtime.swap(load_model(tiny_blip, source="baked", name=NAME, version=version))
+        await service.follower.check()
+        assert service.runtime.model.source == "baked"
+        await service.runtime.close()
+
+    asyncio.run(main())
+
+
+def test_a_registry_that_fails_is_asked_ever_more_rarely_until_it_answers(
+    tiny_blip, promote, tracking_uri, monkeypatch, caplog
+) -> None:
+    import mlflow
+
+    version = promote(tiny_blip)
+
+    async def main() -> None:
+        service = Following(tiny_blip)
+        mlflow.set_tracking_uri("http://127.0.0.1:1")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        for _ in range(3):
+            await service.follower.check()
+        assert service.runtime.model.version == "7"
+        assert service.count("follow_errors") == 3
+        assert service.follower._delay == pytest.approx(0.08)
+        mlflow.set_tracking_uri(tracking_uri)
+        service.follower._client = None  # the address of a client is fixed
+        await service.follower.check()
+        assert service.runtime.model.version == version
+        assert service.follower._delay == pytest.approx(0.01)
+        await service.runtime.close()
+
+    with caplog.at_level(logging.WARNING, logger="bentos.captioner.following"):
+        asyncio.run(main())
+    assert sum("can't be followed" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("uri", ["models:/name/3", "name@champion", "models:/@champion", "runs:/a"])
+def test_what_is_no_alias_is_refused_at_the_start(tiny_blip, uri) -> None:
+    with pytest.raises(BadSetting, match="models:/<name>@<alias>"):
+        Follower(Following(tiny_blip).runtime, uri, every_seconds=1)

@@ -1,0 +1,74 @@
+"""What people corrected comes back as a source, once, with every caption."""
+
+import uuid
+
+import numpy as np
+from conftest import picture
+
+from bentos.captioner.capture import CapturedRequest, CaptureStore
+from configs.schema import ChecksConfig
+from tasks.data import checks
+from tasks.data.feedback import export
+from tasks.data.raw import ingest, read_records
+
+
+def captured(image: bytes | None, time: float) -> CapturedRequest:
+    return CapturedRequest(
+        request_id=uuid.uuid4().hex,
+        time=time,
+        model_version="3",
+        caption="a dog",
+        log_probability=-1.0,
+        embedding=np.zeros(4, np.float32),
+        width=64,
+        height=48,
+        brightness=0.5,
+        image=image,
+    )
+
+
+def test_no_captures_or_no_corrections_are_no_source(tmp_path):
+    assert export(tmp_path / "nowhere", tmp_path / "out") is None
+    store = CaptureStore(tmp_path / "captures")
+    store.put(captured(picture(), 1.0))
+    store.close()
+    assert export(tmp_path / "captures", tmp_path / "out") is None
+    assert not (tmp_path / "out").exists()
+
+
+def test_corrections_travel_from_the_service_to_a_validated_dataset(tmp_path):
+    requests = [
+        captured(picture(shade=i, kind=kind), float(i))
+        for i, kind in enumerate(["JPEG", "PNG", "WEBP"])
+    ]
+    store = CaptureStore(tmp_path / "captures")
+    for request in requests:
+        store.put(request)
+    store.feedback(requests[1].request_id, "a small red circle")
+    store.feedback(requests[1].request_id, "one small red circle")
+    store.feedback(requests[2].request_id, "a large blue star")
+    store.close()
+
+    source = export(tmp_path / "captures", tmp_path / "out")
+    assert source is not None
+    config = ChecksConfig(min_images=1)
+    dataset = checks.run(ingest([source], tmp_path / "r"), config, tmp_path / "v").accepted(config)
+    assert {(r.image_id, r.references, r.source) for r in read_records(dataset)} == {
+        (requests[1].request_id, ("a small red circle", "one small red circle"), "feedback"),
+        (requests[2].request_id, ("a large blue star",), "feedback"),
+    }
+    assert {path.suffix for path in (source.folder / "images").iterdir()} == {".png", ".webp"}
+
+
+def test_the_same_corrections_are_the_same_folder_and_one_more_is_another(tmp_path):
+    store = CaptureStore(tmp_path / "captures")
+    request = captured(picture(), 1.0)
+    store.put(request)
+    store.feedback(request.request_id, "a small red circle")
+    first = export(tmp_path / "captures", tmp_path / "out")
+    assert export(tmp_path / "captures", tmp_path / "out") == first
+    store.feedback(request.request_id, "one small red circle")
+    second = export(tmp_path / "captures", tmp_path / "out")
+    store.close()
+    assert second != first
+    assert len(list((tmp_path / "out").iterdir())) == 2
