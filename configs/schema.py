@@ -1,9 +1,9 @@
 """Every key a scenario YAML may hold, with its default and its limits."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -58,6 +58,12 @@ class SplitsConfig(Section):
 
     val: Share = 0.08
     test: Share = 0.12
+
+    @model_validator(mode="after")
+    def _leaves_some_to_train(self) -> Self:
+        if self.val + self.test >= 1:
+            raise ValueError("val and test must leave some images to train on: below 1 together")
+        return self
 
 
 class DataConfig(Section):

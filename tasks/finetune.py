@@ -35,7 +35,7 @@ def finetune(
         def report(now: Progress) -> None:
             move(now.step / now.max_steps)
             runs.log_metrics(run_id, now.metrics, now.step)
-            get_run_logger().info(str(now))
+            get_run_logger().info(now.line)
 
         trained = candidate.train(name, job, data.digest, generation, report)
         ref = versions.log_model(run_id, trained.folder, name=name, digest=trained.digest)

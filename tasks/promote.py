@@ -18,7 +18,7 @@ def require_champion(name: str, champion: VersionRef | None) -> VersionRef:
     """The champion, or an error that says what to do without one."""
     if champion is None:
         raise versions.NoSuchVersion(
-            f"model.base is `champion`, but {name} has none yet: train with model.base=scratch first"
+            f"model.base is `champion`, but {name} has none: train with model.base=scratch"
         )
     return champion
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bentos.captioner.golden import check_golden
 from bentos.captioner.models import ServedModel, load_model
 from bentos.captioner.runtime import Runtime
 from bentos.captioner.settings import BadSetting
@@ -119,4 +120,6 @@ class Follower:
 
     def _load(self, version: str, folder: Path) -> ServedModel:
         source = f"models:/{self._name}/{version}"
-        return load_model(folder, source=source, name=self._name, version=version)
+        model = load_model(folder, source=source, name=self._name, version=version)
+        check_golden(model, folder)
+        return model

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bentos.captioner.engine import Engine
 from bentos.captioner.images import decode, to_pixels
+from bentos.captioner.models import ServedModel
 
 FOLDER = "golden"
 INDEX = "golden.json"
@@ -38,12 +38,14 @@ def read_golden(model_folder: Path) -> list[Golden]:
     return [Golden(index.parent / entry["file"], entry["caption"]) for entry in entries]
 
 
-def check_golden(engine: Engine, model_folder: Path, *, max_new_tokens: int, num_beams: int) -> int:
+def check_golden(model: ServedModel, model_folder: Path) -> int:
     """How many golden captions were compared; raises GoldenMismatch at the first that differs."""
     golden = read_golden(model_folder)
     for one in golden:
-        pixels = to_pixels(decode(one.path.read_bytes()), engine.image_size)[np.newaxis]
-        caption = engine.caption(pixels, max_new_tokens=max_new_tokens, num_beams=num_beams)[0]
+        pixels = to_pixels(decode(one.path.read_bytes()), model.engine.image_size)[np.newaxis]
+        caption = model.engine.caption(
+            pixels, max_new_tokens=model.max_new_tokens, num_beams=model.num_beams
+        )[0]
         if caption.text != one.caption:
             raise GoldenMismatch(one.path.name, one.caption, caption.text)
     return len(golden)

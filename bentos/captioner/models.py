@@ -1,4 +1,4 @@
-"""A model ready to answer: loaded, warm, and saying what it said where it was made."""
+"""A model ready to answer: loaded and warm."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from bentos.captioner.engine import BadModelFolder, Engine
-from bentos.captioner.golden import check_golden
 
 MAX_BATCH = 8
 BAKED_MODEL = "baked"  # the alias under which a Bento knows the model it was built with
@@ -27,9 +26,9 @@ class ServedModel:
 def load_model(
     folder: Path, *, source: str, name: str | None = None, version: str | None = None
 ) -> ServedModel:
-    """Load, warm and check a model folder; its card says what the arguments don't.
+    """Load and warm a model folder; its card says what the arguments don't.
 
-    Raises BadModelFolder or GoldenMismatch.
+    Raises BadModelFolder.
     """
     engine = Engine.load(folder)
     generation = engine.card.get("generation", {})
@@ -42,7 +41,6 @@ def load_model(
         num_beams=int(generation.get("num_beams", 1)),
     )
     _warm(model, folder)
-    check_golden(engine, folder, max_new_tokens=model.max_new_tokens, num_beams=model.num_beams)
     return model
 
 

@@ -1,7 +1,6 @@
 """A trained model as the rest of the loop takes it: content-addressed, with its card and golden
 captions, by which any later copy can prove that it is the same model."""
 
-import io
 import json
 import os
 import tempfile
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from bentos import packaging
 from bentos.captioner.engine import CARD_FILE, Engine
@@ -65,10 +63,4 @@ def _add_golden(folder: Path, dataset: PreparedDataset, limits: dict[str, int]) 
     engine = Engine.load(folder)
     # One at a time, as a lone request will be: a batch may round differently.
     captions = [engine.caption(image[np.newaxis], **limits)[0].text for image in pixels]
-    packaging.write_golden(folder, [_png(image) for image in pixels], captions)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    packaging.write_golden(folder, list(pixels), captions)

@@ -68,6 +68,14 @@ class Progress(BaseModel):
         rates = {"learning_rate", "loss", "images_per_second"}
         return self.model_dump(include=rates) | self.scores
 
+    @property
+    def line(self) -> str:
+        """One line of a log."""
+        told = f"step {self.step}/{self.max_steps}, loss {self.loss:.3f}"
+        if self.done:
+            return ", ".join([told, *(f"{name} {value:.3f}" for name, value in self.scores.items())])
+        return f"{told}, {self.images_per_second:.0f} images/s, {self.seconds_left:.0f} s left"
+
 
 def train(job: TrainJob, on_progress: Callable[[Progress], None]) -> Path:
     """Train in a subprocess; returns `job.out`, a model folder that is there whole or not at all.

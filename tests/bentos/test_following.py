@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from bentos import packaging
 from bentos.captioner.following import Follower
-from bentos.captioner.golden import GoldenMismatch
+from bentos.captioner.golden import GoldenMismatch, check_golden
 from bentos.captioner.images import to_pixels
 from bentos.captioner.models import load_model
 from bentos.captioner.runtime import Runtime
@@ -85,12 +85,13 @@ class Following:
 
 def test_golden_captions_are_held_to_the_word(tiny_blip, tmp_path, picture) -> None:
     folder = shutil.copytree(tiny_blip, tmp_path / "model")
-    load_model(with_golden(folder, picture), source="test")
+    model = load_model(with_golden(folder, picture), source="test")
+    assert check_golden(model, folder) == 3
     entries = json.loads((folder / "golden" / "golden.json").read_text())
     entries[2]["caption"] += " x"
     (folder / "golden" / "golden.json").write_text(json.dumps(entries))
     with pytest.raises(GoldenMismatch, match=r"2\.png.* x"):
-        load_model(folder, source="test")
+        check_golden(model, folder)
 
 
 def test_requests_over_swaps_all_succeed_and_bad_versions_are_refused(

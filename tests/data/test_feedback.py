@@ -3,12 +3,13 @@
 import uuid
 
 import numpy as np
+import pytest
 from conftest import picture
 
 from bentos.captioner.capture import CapturedRequest, CaptureStore
 from configs.schema import ChecksConfig
 from tasks.data import checks
-from tasks.data.feedback import export
+from tasks.data.feedback import NotEnoughFeedback, export
 from tasks.data.raw import ingest, read_records
 
 
@@ -27,12 +28,16 @@ def captured(image: bytes | None, time: float) -> CapturedRequest:
     )
 
 
-def test_no_captures_or_no_corrections_are_no_source(tmp_path):
-    assert export(tmp_path / "nowhere", tmp_path / "out") is None
+def test_fewer_corrections_than_needed_are_refused_with_both_numbers(tmp_path):
+    with pytest.raises(NotEnoughFeedback, match=r"^0 corrected requests .* at least 1 are needed"):
+        export(tmp_path / "nowhere", tmp_path / "out")
     store = CaptureStore(tmp_path / "captures")
-    store.put(captured(picture(), 1.0))
+    request = captured(picture(), 1.0)
+    store.put(request)
+    store.feedback(request.request_id, "a small red circle")
     store.close()
-    assert export(tmp_path / "captures", tmp_path / "out") is None
+    with pytest.raises(NotEnoughFeedback, match=r"^1 corrected requests .* at least 2 are needed"):
+        export(tmp_path / "captures", tmp_path / "out", minimum=2)
     assert not (tmp_path / "out").exists()
 
 
@@ -50,7 +55,6 @@ def test_corrections_travel_from_the_service_to_a_validated_dataset(tmp_path):
     store.close()
 
     source = export(tmp_path / "captures", tmp_path / "out")
-    assert source is not None
     config = ChecksConfig(min_images=1)
     dataset = checks.run(ingest([source], tmp_path / "r"), config, tmp_path / "v").accepted(config)
     assert {(r.image_id, r.references, r.source) for r in read_records(dataset)} == {

@@ -1,0 +1,169 @@
+import concurrent.futures
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from packaging.requirements import Requirement
+
+from bentos import packaging
+from bentos.captioner.capture import read_feedback, read_window
+from bentos.captioner.engine import Engine
+from bentos.captioner.golden import read_golden
+from bentos.captioner.images import decode, to_pixels
+
+
+@pytest.fixture(scope="module")
+def bento_home(tmp_path_factory) -> None:
+    """BentoML reads this once a process, so whoever set it first is left alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENTOML_DO_NOT_TRACK", "True")
+        if "BENTOML_HOME" not in os.environ:
+            patch.setenv("BENTOML_HOME", str(tmp_path_factory.mktemp("bentoml")))
+        import bentoml
+
+        bentoml.models.list()
+        yield
+
+
+@pytest.fixture(scope="module")
+def golden_folder(tiny_blip: Path, tmp_path_factory, picture) -> Path:
+    folder = shutil.copytree(tiny_blip, tmp_path_factory.mktemp("golden") / "model")
+    engine = Engine.load(folder, device="cpu")
+    pixels = [to_pixels(picture(seed), 72) for seed in range(3)]
+    captions = [engine.caption(one[np.newaxis], max_new_tokens=8)[0].text for one in pixels]
+    packaging.write_golden(folder, pixels, captions)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tag(bento_home: None, golden_folder: Path) -> str:
+    labels = {"model_name": "tiny-model", "model_version": "12"}
+    return packaging.build(golden_folder, labels=labels)
+
+
+def processes_of(url: str) -> list[psutil.Process]:
+    port = url.rsplit(":", 1)[1]
+    marked = [p for p in psutil.process_iter(["cmdline"]) if port in (p.info["cmdline"] or [])]
+    return marked + [child for parent in marked for child in parent.children(recursive=True)]
+
+
+def test_golden_pictures_are_read_back_pixel_by_pixel(golden_folder, picture) -> None:
+    golden = read_golden(golden_folder)
+    assert len(golden) == 3
+    for seed, one in enumerate(golden):
+        decoded = np.asarray(decode(one.path.read_bytes()))
+        assert np.array_equal(decoded, to_pixels(picture(seed), 72))
+
+
+def test_the_requirements_are_pinned_lean_and_free_of_urls() -> None:
+    lines = packaging.service_requirements()
+    names = {Requirement(line).name.lower() for line in lines}
+    assert all("==" in line and "://" not in line and "+cpu" not in line for line in lines)
+    assert {"torch", "transformers", "bentoml", "fastapi", "starlette", "pillow"} <= names
+    assert not names & {"prefect", "alibi-detect", "dvc", "mlflow", "pytest", "evaluate"}
+    assert not any(name.startswith("nvidia-cu") for name in names)
+
+
+@pytest.mark.e2e
+def test_a_bento_ships_the_captioner_and_nothing_else(tag) -> None:
+    import bentoml
+
+    source = Path(bentoml.bentos.get(tag).path) / "src"
+    shipped = {str(path.relative_to(source)) for path in source.rglob("*.py")}
+    captioner = packaging.ROOT / "bentos" / "captioner"
+    expected = {f"bentos/captioner/{path.name}" for path in captioner.glob("*.py")}
+    assert shipped == expected | {"bentos/__init__.py"}
+
+
+@pytest.mark.e2e
+def test_a_real_server_captions_learns_counts_and_survives_bad_input(
+    tag, golden_folder, encode, picture, tmp_path
+) -> None:
+    env = {"CAPTIONLOOP_CAPTURES": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    with packaging.serve(tag, port=packaging.free_port(), env=env) as url:
+        started = processes_of(url)
+        assert len(started) >= 2
+        with httpx.Client(base_url=url, timeout=60) as client:
+            _captions_match(client, golden_folder)
+            _bad_input_is_refused(client, encode, picture)
+            request_ids = _many_at_once(url, encode, picture)
+            for request_id in request_ids[:5]:
+                sent = {"request_id": request_id, "caption": "a red star"}
+                assert client.post("/v1/feedback", json=sent).status_code == 201
+            _health_and_metrics(client)
+    assert not any(process.is_running() for process in started)
+    captured = read_window(tmp_path, model_version="12", limit=100)
+    assert {one.request_id for one in captured} >= set(request_ids)
+    assert [one.captions for one in read_feedback(tmp_path)] == [["a red star"]] * 5
+
+
+def _captions_match(client: httpx.Client, folder: Path) -> None:
+    for one in read_golden(folder):
+        answer = client.post("/v1/caption", files={"image": one.path.read_bytes()})
+        assert answer.status_code == 200
+        assert answer.json()["caption"] == one.caption
+        assert answer.json()["model"] == {"name": "tiny-model", "version": "12"}
+    assert client.get("/v1/model").json()["source"].startswith("bentoml:captioner-model:")
+
+
+def _bad_input_is_refused(client: httpx.Client, encode: Callable, picture: Callable) -> None:
+    def post(data: bytes) -> int:
+        return client.post("/v1/caption", files={"image": data}).status_code
+
+    assert post(b"no picture") == 415
+    assert post(encode(picture(0))[:90]) == 400
+    assert post(b"x" * (11 << 20)) == 413
+    assert client.post("/v1/caption").status_code == 422
+    assert client.get("/v1/caption").status_code == 405
+    unknown = {"request_id": "0" * 32, "caption": "a"}
+    assert client.post("/v1/feedback", json=unknown).status_code == 404
+
+
+def _many_at_once(url: str, encode: Callable, picture: Callable) -> list[str]:
+    with concurrent.futures.ThreadPoolExecutor(8) as pool, httpx.Client(timeout=60) as client:
+
+        def post(seed: int) -> httpx.Response:
+            return client.post(f"{url}/v1/caption", files={"image": encode(picture(seed))})
+
+        answers = list(pool.map(post, range(40)))
+    assert [answer.status_code for answer in answers] == [200] * 40
+    return [answer.json()["request_id"] for answer in answers]
+
+
+def _health_and_metrics(client: httpx.Client) -> None:
+    assert client.get("/livez").status_code == 200
+    assert client.get("/readyz").status_code == 200
+    metrics = client.get("/metrics").text.splitlines()
+    for line in (
+        'captioner_requests_total{route="/caption",status="200"} 43.0',
+        'captioner_requests_total{route="/caption",status="415"} 1.0',
+        "captioner_batch_size_count 43.0",
+        "captioner_feedback_total 5.0",
+        "captioner_capture_drops_total 0.0",
+        "captioner_swap_failures_total 0.0",
+        'captioner_model_info{name="tiny-model",version="12"} 1.0',
+    ):
+        assert line in metrics
+
+
+@pytest.mark.e2e
+def test_the_smoke_run_names_the_picture_that_differs(
+    bento_home, golden_folder, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    lying = shutil.copytree(golden_folder, tmp_path / "model")
+    index = lying / "golden" / "golden.json"
+    entries = json.loads(index.read_text())
+    said, entries[1]["caption"] = entries[1]["caption"], "what nobody said"
+    index.write_text(json.dumps(entries))
+    bad = packaging.build(lying, labels={})
+    with pytest.raises(packaging.SmokeFailed) as caught:
+        packaging.smoke(bad, timeout_seconds=120)
+    for words in ("1.png", "what nobody said", said):
+        assert words in str(caught.value)
