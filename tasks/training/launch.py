@@ -73,7 +73,9 @@ class Progress(BaseModel):
         """One line of a log."""
         told = f"step {self.step}/{self.max_steps}, loss {self.loss:.3f}"
         if self.done:
-            return ", ".join([told, *(f"{name} {value:.3f}" for name, value in self.scores.items())])
+            return ", ".join(
+                [told, *(f"{name} {value:.3f}" for name, value in self.scores.items())]
+            )
         return f"{told}, {self.images_per_second:.0f} images/s, {self.seconds_left:.0f} s left"
 
 
@@ -85,8 +87,7 @@ def train(job: TrainJob, on_progress: Callable[[Progress], None]) -> Path:
     """
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as stderr:
         job_file = Path(scratch) / "job.json"
-        absolute = {"dataset": job.dataset.absolute(), "out": job.out.absolute()}
-        job_file.write_text(job.model_copy(update=absolute).model_dump_json(), encoding="utf-8")
+        job_file.write_text(_absolute(job).model_dump_json(), encoding="utf-8")
         command = [sys.executable, "-m", "tasks.training.run", str(job_file)]
         command += ["--parent", str(os.getpid())]
         with _process(command, stderr) as process:
@@ -97,6 +98,15 @@ def train(job: TrainJob, on_progress: Callable[[Progress], None]) -> Path:
         if code != 0:
             raise TrainingFailed(f"training ended with exit code {code}:\n{_tail(stderr)}")
     return job.out
+
+
+def _absolute(job: TrainJob) -> TrainJob:
+    """The job with this process's relative paths resolved: the child works in the project root."""
+    paths: dict[str, object] = {"dataset": job.dataset.absolute(), "out": job.out.absolute()}
+    if Path(job.model.base).is_dir():
+        base = str(Path(job.model.base).absolute())
+        paths["model"] = job.model.model_copy(update={"base": base})
+    return job.model_copy(update=paths)
 
 
 @contextlib.contextmanager

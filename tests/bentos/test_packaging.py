@@ -167,3 +167,14 @@ def test_the_smoke_run_names_the_picture_that_differs(
         packaging.smoke(bad, timeout_seconds=120)
     for words in ("1.png", "what nobody said", said):
         assert words in str(caught.value)
+
+
+@pytest.mark.e2e
+def test_a_model_that_does_not_load_fails_the_smoke_run_with_the_servers_log(
+    bento_home, tiny_blip, tmp_path
+) -> None:
+    broken = shutil.copytree(tiny_blip, tmp_path / "model")
+    (broken / "model.safetensors").write_bytes(b"not a tensor")
+    tag = packaging.build(broken, labels={})
+    with pytest.raises(packaging.SmokeFailed, match=r"The server ended[\s\S]*BadModelFolder"):
+        packaging.smoke(tag, timeout_seconds=120)

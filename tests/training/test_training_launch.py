@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -39,15 +40,18 @@ def assert_gone(process: psutil.Process) -> None:
 def test_the_same_job_from_a_published_layout_gives_the_same_model_twice(
     dataset, salesforce_base, tmp_path
 ):
-    seen = []
-    folders = [
-        train(job(dataset, tmp_path / name, str(salesforce_base)), seen.append)
-        for name in ("first", "second")
-    ]
+    lines = {"first": [], "second": []}
+
+    def trained(name):
+        return train(job(dataset, tmp_path / name, str(salesforce_base)), lines[name].append)
+
+    with ThreadPoolExecutor() as threads:
+        folders = list(threads.map(trained, lines))
     assert digest(folders[0]) == digest(folders[1])
-    assert [(line.step, line.done) for line in seen[:3]] == [(1, False), (2, False), (2, True)]
-    assert seen[2].scores.keys() == {"val_loss", "val_cider"}
-    assert seen[2].scores == seen[5].scores
+    seen, again = lines.values()
+    assert [(line.step, line.done) for line in seen] == [(1, False), (2, False), (2, True)]
+    assert seen[-1].scores.keys() == {"val_loss", "val_cider"}
+    assert seen[-1].scores == again[-1].scores
     assert {path.name for path in tmp_path.iterdir()} == {"first", "second"}
     weights = (folders[0] / "model.safetensors").read_bytes()
     assert weights != (salesforce_base / "model.safetensors").read_bytes()

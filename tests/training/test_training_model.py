@@ -33,19 +33,18 @@ def test_position_embeddings_start_as_row_plus_column():
     assert position.std() > 0.5
 
 
-def test_a_saved_model_loads_as_a_base_with_the_same_weights_and_digest(tmp_path):
+def test_a_saved_model_loads_as_a_base_with_the_same_weights(tmp_path):
     parts = build()
-    models.save(parts, tmp_path / "a")
-    loaded = models.build(ModelConfig(base=str(tmp_path / "a")), CAPTIONS, 24, seed=9)
-    models.save(loaded, tmp_path / "b")
+    models.save(parts, tmp_path)
+    loaded = models.build(ModelConfig(base=str(tmp_path)), CAPTIONS, 24, seed=9)
     weights, again = parts.model.state_dict(), loaded.model.state_dict()
     assert all(torch.equal(weights[key], again[key]) for key in weights)
-    assert digest(tmp_path / "a") == digest(tmp_path / "b")
 
 
 def test_digest_sees_weights_and_config_but_not_the_card(tmp_path):
     models.save(build(), tmp_path)
     before = digest(tmp_path)
+    assert digest(shutil.copytree(tmp_path, tmp_path / "copy")) == before
     (tmp_path / "captionloop.json").write_text("{}")
     assert digest(tmp_path) == before
     for name in ("model.safetensors", "config.json", "vocab.txt", "preprocessor_config.json"):
