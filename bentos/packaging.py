@@ -1,7 +1,6 @@
 """Builds the captioner into a Bento, starts it as a real process, and checks what it says."""
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -11,18 +10,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from PIL import Image
 
-from bentos.captioner.golden import FOLDER, INDEX, read_golden
+from bentos.captioner.golden import read_golden
 from bentos.captioner.models import BAKED_MODEL
 
 logger = logging.getLogger(__name__)
@@ -53,20 +50,6 @@ class SmokeFailed(RuntimeError):
 
 class ServeFailed(RuntimeError):
     """The server did not become ready; the message ends with its log."""
-
-
-def write_golden(model_folder: Path, pixels: Iterable[np.ndarray], captions: Sequence[str]) -> None:
-    """Put golden PNGs into a model folder with the captions its engine gave each of them alone.
-
-    `pixels` are uint8 [H, W, 3], already of the model's size.
-    """
-    folder = model_folder / FOLDER
-    folder.mkdir(exist_ok=True)
-    entries = []
-    for number, (image, caption) in enumerate(zip(pixels, captions, strict=True)):
-        Image.fromarray(image).save(folder / f"{number}.png")
-        entries.append({"file": f"{number}.png", "caption": caption})
-    (folder / INDEX).write_text(json.dumps(entries, indent=1, ensure_ascii=False), "utf-8")
 
 
 def build(model_folder: Path, *, labels: dict[str, str]) -> str:

@@ -15,6 +15,7 @@ from types import FrameType
 
 import httpx
 
+from bentos.packaging import free_port
 from configs.settings import ROOT, settings
 from infra import reaper
 
@@ -39,9 +40,9 @@ class Stack:
         ports = preferred_ports or {}
         self.var = settings().var.resolve()
         self.model_name = model_name
-        self.prefect_url = f"http://{HOST}:{free_port(ports.get('prefect'))}"
-        self.mlflow_url = f"http://{HOST}:{free_port(ports.get('mlflow'))}"
-        self.service_url = f"http://{HOST}:{free_port(ports.get('service'))}"
+        self.prefect_url = f"http://{HOST}:{_port(ports.get('prefect'))}"
+        self.mlflow_url = f"http://{HOST}:{_port(ports.get('mlflow'))}"
+        self.service_url = f"http://{HOST}:{_port(ports.get('service'))}"
         self.captures = self.var / "captures" / model_name
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._exit = contextlib.ExitStack()
@@ -83,7 +84,6 @@ class Stack:
             "BENTOML_HOME": str(self.var / "bentoml"),
             "BENTOML_DO_NOT_TRACK": "True",
             "OMP_WAIT_POLICY": "PASSIVE",
-            "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
         }
 
@@ -109,16 +109,13 @@ class Stack:
         self._wait("prefect", lambda: _answers(f"{self.prefect_url}/api/health"))
         self._run("prefect", "work-pool", "create", WORK_POOL, "--type", "process", "--overwrite")
         self._run("prefect", "--no-prompt", "deploy", "--all")
-        self._start("worker", ["prefect", "worker", "start", "--pool", WORK_POOL])
+        worker = ["prefect", "worker", "start", "--pool", WORK_POOL]
+        self._start("worker", worker, {"PYTHONPATH": str(ROOT)})
         self._wait("mlflow", lambda: _answers(f"{self.mlflow_url}/health"))
 
     def start_service(self, bento: str) -> None:
         """Serves `bento`, which then follows the registry's champion; returns when it is ready."""
-        follow = {
-            "CAPTIONLOOP_FOLLOW": f"models:/{self.model_name}@champion",
-            "PROMETHEUS_MULTIPROC_DIR": str(self.var / "bentoml" / "metrics-service"),
-        }
-        Path(follow["PROMETHEUS_MULTIPROC_DIR"]).mkdir(parents=True, exist_ok=True)
+        follow = {"CAPTIONLOOP_FOLLOW": f"models:/{self.model_name}@champion"}
         self._start("service", ["bentoml", "serve", bento, *_listen_on(self.service_url)], follow)
         self._wait("service", lambda: _answers(f"{self.service_url}/readyz"))
 
@@ -174,17 +171,14 @@ class Stack:
         return "\n".join([*text[-lines:], f"(all of it: {self._log(name)})"])
 
 
-def free_port(preferred: int | None = None) -> int:
-    """A loopback port that nothing listens on: the preferred one when it is free."""
-    for port in (preferred, 0):
-        if port is None:
-            continue
-        with socket.socket() as probe:
+def _port(preferred: int | None) -> int:
+    """The preferred port when nothing listens on it, else any free one."""
+    if preferred is not None:
+        with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind((HOST, port))
-                return int(probe.getsockname()[1])
-    raise StackError("no free loopback port")
+            probe.bind((HOST, preferred))
+            return preferred
+    return free_port()
 
 
 @contextlib.contextmanager

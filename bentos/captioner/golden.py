@@ -1,10 +1,12 @@
 """Golden pictures in a model folder: what a model must say wherever it is loaded."""
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from bentos.captioner.images import decode, to_pixels
 from bentos.captioner.models import ServedModel
@@ -36,6 +38,20 @@ def read_golden(model_folder: Path) -> list[Golden]:
         return []
     entries = json.loads(index.read_text(encoding="utf-8"))
     return [Golden(index.parent / entry["file"], entry["caption"]) for entry in entries]
+
+
+def write_golden(model_folder: Path, pixels: Iterable[np.ndarray], captions: Sequence[str]) -> None:
+    """Put golden PNGs into a model folder with the captions its engine gave each of them alone.
+
+    `pixels` are uint8 [H, W, 3], already of the model's size.
+    """
+    folder = model_folder / FOLDER
+    folder.mkdir(exist_ok=True)
+    entries = []
+    for number, (image, caption) in enumerate(zip(pixels, captions, strict=True)):
+        Image.fromarray(image).save(folder / f"{number}.png")
+        entries.append({"file": f"{number}.png", "caption": caption})
+    (folder / INDEX).write_text(json.dumps(entries, indent=1, ensure_ascii=False), "utf-8")
 
 
 def check_golden(model: ServedModel, model_folder: Path) -> int:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bentos import packaging
 from bentos.captioner.engine import CARD_FILE, Engine
+from bentos.captioner.golden import write_golden
 from configs.schema import EvaluateConfig
 from tasks.data.prepared import PreparedDataset
 from tasks.training import launch
@@ -63,4 +63,4 @@ def _add_golden(folder: Path, dataset: PreparedDataset, limits: dict[str, int]) 
     engine = Engine.load(folder)
     # One at a time, as a lone request will be: a batch may round differently.
     captions = [engine.caption(image[np.newaxis], **limits)[0].text for image in pixels]
-    packaging.write_golden(folder, list(pixels), captions)
+    write_golden(folder, list(pixels), captions)

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from bentos import packaging
 from bentos.captioner.following import Follower
-from bentos.captioner.golden import GoldenMismatch, check_golden
+from bentos.captioner.golden import GoldenMismatch, check_golden, write_golden
 from bentos.captioner.images import to_pixels
 from bentos.captioner.models import load_model
 from bentos.captioner.runtime import Runtime
@@ -68,7 +67,7 @@ def with_golden(folder: Path, picture, *, wrong: bool = False) -> Path:
     ]
     if wrong:
         captions[1] = "what nobody said"
-    packaging.write_golden(folder, pixels, captions)
+    write_golden(folder, pixels, captions)
     return folder
 
 

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from bentos import packaging
 from bentos.captioner.capture import read_feedback, read_window
 from bentos.captioner.engine import Engine
-from bentos.captioner.golden import read_golden
+from bentos.captioner.golden import read_golden, write_golden
 from bentos.captioner.images import decode, to_pixels
 
 
@@ -37,7 +37,7 @@ def golden_folder(tiny_blip: Path, tmp_path_factory, picture) -> Path:
     engine = Engine.load(folder, device="cpu")
     pixels = [to_pixels(picture(seed), 72) for seed in range(3)]
     captions = [engine.caption(one[np.newaxis], max_new_tokens=8)[0].text for one in pixels]
-    packaging.write_golden(folder, pixels, captions)
+    write_golden(folder, pixels, captions)
     return folder
 
 
