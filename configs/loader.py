@@ -5,7 +5,7 @@ import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -88,7 +88,9 @@ def _apply(values: dict[str, Any], override: str, path: str | Path) -> None:
         raise ConfigError(f"{path}: override {key}: '{text}' is not a YAML value") from None
     *parents, last = key.split(".")
     for parent in parents:
-        values = values.setdefault(parent, {})
+        if values.get(parent) is None:  # also a section that the file names but leaves empty
+            values[parent] = {}
+        values = values[parent]
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: override {key}: '{parent}' holds a value, not a section")
     values[last] = value
@@ -112,5 +114,6 @@ def _explain(error: ValidationError) -> Iterator[str]:
 def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _known_keys(field.annotation, f"{prefix}{name}.")
+        for choice in get_args(field.annotation) or (field.annotation,):  # a union has several
+            if isinstance(choice, type) and issubclass(choice, BaseModel):
+                yield from _known_keys(choice, f"{prefix}{name}.")

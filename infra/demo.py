@@ -2,7 +2,6 @@
 retrained because the world moved."""
 
 import contextlib
-import os
 import shutil
 import sys
 import time
@@ -33,11 +32,8 @@ if TYPE_CHECKING:
 CONFIG = "configs/demo.yaml"
 SHIFTED_WORLD = "night"
 APP_SEED = 1_000_003  # the app's scenes are none of the training scenes
-ORDINARY_REQUESTS = 200
-SHIFTED_REQUESTS = 450
 RETRAINING_START_SECONDS = 90.0
 SWAP_SECONDS = 60.0
-FIRST_CIDER = 4.0
 
 
 class StoryError(RuntimeError):
@@ -47,8 +43,8 @@ class StoryError(RuntimeError):
 class Teller:
     """Prints the story: chapters with the time each took, and a bar for what takes long."""
 
-    def __init__(self) -> None:
-        self.console = Console(highlight=False)
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.chapters: list[tuple[str, float]] = []
 
     @contextlib.contextmanager
@@ -75,7 +71,7 @@ class Teller:
 
 
 def main() -> int:
-    teller = Teller()
+    teller = Teller(Console(highlight=False))
     config = load(CONFIG)
     start = time.monotonic()
     teller.console.print("[bold]captionloop[/]: a captioner that is kept good")
@@ -95,8 +91,17 @@ def main() -> int:
 class Story:
     """The chapters, in order; each raises when what it tells did not happen."""
 
-    def __init__(self, teller: Teller, config: Config, stack: Stack) -> None:
+    def __init__(
+        self,
+        teller: Teller,
+        config: Config,
+        stack: Stack,
+        *,
+        ordinary_requests: int = 200,
+        shifted_requests: int = 450,
+    ) -> None:
         self.teller, self.config, self.stack = teller, config, stack
+        self.ordinary_requests, self.shifted_requests = ordinary_requests, shifted_requests
         self.requests_sent = 0
 
     def tell(self) -> None:
@@ -110,22 +115,21 @@ class Story:
 
     def start_servers(self) -> None:
         with self.teller.chapter("Servers"):
-            os.environ.update(self.stack.environment)
-            with self.teller.working("Prefect, MLflow and a worker start"):
+            with self.teller.working("Prefect and MLflow start"):
                 self.stack.start_servers()
-            # Prefect reads its settings on import: only now does it find our server.
-            from infra.observer import Observer
+                # Prefect reads its settings on import: only now does it find our server.
+                from infra.observer import Observer
 
-            self.observer: Observer = Observer(
-                self.stack.environment["PREFECT_API_URL"], self.stack.check
-            )
-            zombies = self.observer.crash_zombies()
-            self.observer.pause_schedules()
-            versions.retire_aliases(self.config.name)
-            shutil.rmtree(self.stack.captures, ignore_errors=True)
+                self.observer = Observer(self.stack.prefect_url, self.stack.check)
+                closed = self.observer.close_unfinished_runs()
+            with self.teller.working("the flows are deployed, a worker starts"):
+                self.stack.start_worker()
+                self.observer.pause_schedules()
+                versions.retire_aliases(self.config.name)
+                shutil.rmtree(self.stack.captures, ignore_errors=True)
             self.teller.say(f"Prefect {self.stack.prefect_url}   MLflow {self.stack.mlflow_url}")
-            if zombies:
-                self.teller.say(f"{zombies} unfinished runs of a killed demo were closed")
+            if closed:
+                self.teller.say(f"{closed} unfinished runs of a demo that was killed are closed")
 
     def train_first_model(self) -> None:
         with self.teller.chapter("Data → a trained, judged, packaged model"):
@@ -136,7 +140,6 @@ class Story:
                 f"v{self.first.version} on its test split: CIDEr [bold]{scores['cider']:.2f}[/], "
                 f"BLEU-4 {scores['bleu_4']:.2f}, ROUGE-L {scores['rouge_l']:.2f}"
             )
-            _require(scores["cider"] >= FIRST_CIDER, f"the first CIDEr is below {FIRST_CIDER}")
             self._say_verdict(self.first)
 
     def serve(self) -> None:
@@ -152,7 +155,7 @@ class Story:
 
     def ordinary_day(self) -> None:
         with self.teller.chapter("An ordinary day"):
-            answers = self._send("day", ORDINARY_REQUESTS, correcting=False)
+            answers = self._send("day", self.ordinary_requests, correcting=False)
             self.day_score = _cider(answers)
             self.teller.say(f"{len(answers)} requests, live CIDEr {self.day_score:.2f}")
             drifted, message = self._monitor()
@@ -161,14 +164,14 @@ class Story:
 
     def world_shifts(self) -> None:
         with self.teller.chapter(f"The world shifts: {SHIFTED_WORLD}"):
-            answers = self._send(SHIFTED_WORLD, SHIFTED_REQUESTS, correcting=True)
+            answers = self._send(SHIFTED_WORLD, self.shifted_requests, correcting=True)
             score = _cider(answers)
             self._show(answers[0])
             self.teller.say(
                 f"{len(answers)} requests, live CIDEr {self.day_score:.2f} → "
                 f"[bold red]{score:.2f}[/]; the users posted what they would have written"
             )
-            _require(score < self.day_score - 1, "the first model does not drop on the new world")
+            _require(score < self.day_score / 2, "the first model does not drop on the new world")
             self.confused = answers[0]
             self.event_time = datetime.now(UTC) - timedelta(seconds=1)
             drifted, message = self._monitor()

@@ -51,20 +51,25 @@ class Stage:
 class Observer:
     """A client of one Prefect server. `patience` is called at each poll and may raise."""
 
-    def __init__(self, api_url: str, patience: Callable[[], None]) -> None:
+    def __init__(self, server_url: str, patience: Callable[[], None]) -> None:
         self._client: SyncPrefectClient = get_client(
-            httpx_settings={"base_url": api_url}, sync_client=True
+            httpx_settings={"base_url": f"{server_url}/api"}, sync_client=True
         )
         self._patience = patience
 
-    def crash_zombies(self) -> int:
-        """Ends the runs that a killed stack left unfinished, so that they hold no slot."""
-        living = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=LIVING)))
-        zombies = self._client.read_flow_runs(flow_run_filter=living)
-        for run in zombies:
-            state: State[None] = Crashed(message="The stack that ran this was killed.")
-            self._client.set_flow_run_state(run.id, state, force=True)
-        return len(zombies)
+    def close_unfinished_runs(self) -> int:
+        """Ends the runs that a killed stack left, so that none is taken up or holds a slot."""
+        unfinished = FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=LIVING)),
+            expected_start_time=FlowRunFilterExpectedStartTime(before_=DateTime.now(UTC)),
+        )
+        closed = 0
+        while runs := self._client.read_flow_runs(flow_run_filter=unfinished):
+            for run in runs:
+                state: State[None] = Crashed(message="The stack that ran this was killed.")
+                self._client.set_flow_run_state(run.id, state, force=True)
+            closed += len(runs)
+        return closed
 
     def pause_schedules(self) -> None:
         """Stops the schedules of all deployments until they are deployed again."""

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -36,8 +36,14 @@ class Stack:
     those that these started.
     """
 
-    def __init__(self, model_name: str, preferred_ports: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        preferred_ports: Mapping[str, int] | None = None,
+        prefect_file: Path = ROOT / "prefect.yaml",
+    ) -> None:
         ports = preferred_ports or {}
+        self.prefect_file = str(prefect_file)
         self.var = settings().var.resolve()
         self.model_name = model_name
         self.prefect_url = f"http://{HOST}:{_port(ports.get('prefect'))}"
@@ -88,7 +94,10 @@ class Stack:
         }
 
     def start_servers(self) -> None:
-        """Brings up Prefect and MLflow side by side, then deploys the flows and a worker."""
+        """Starts Prefect and MLflow, and tells this process where they are.
+
+        Returns when Prefect answers; MLflow takes longer, `start_worker` waits for it.
+        """
         mlflow = self.var / "mlflow"
         store = ["--backend-store-uri", f"sqlite:///{mlflow / 'mlflow.db'}"]
         root = (mlflow / "artifacts").as_uri()
@@ -106,9 +115,13 @@ class Stack:
                 *artifacts,
             ],
         )
+        os.environ.update(self.environment)
         self._wait("prefect", lambda: _answers(f"{self.prefect_url}/api/health"))
+
+    def start_worker(self) -> None:
+        """Deploys the flows of the Prefect file and starts a worker for them."""
         self._run("prefect", "work-pool", "create", WORK_POOL, "--type", "process", "--overwrite")
-        self._run("prefect", "--no-prompt", "deploy", "--all")
+        self._run("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", self.prefect_file)
         worker = ["prefect", "worker", "start", "--pool", WORK_POOL]
         self._start("worker", worker, {"PYTHONPATH": str(ROOT)})
         self._wait("mlflow", lambda: _answers(f"{self.mlflow_url}/health"))

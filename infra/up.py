@@ -1,6 +1,5 @@
 """`make up`: the local stack stays up until Ctrl-C: Prefect, MLflow, the champion."""
 
-import os
 import sys
 import time
 
@@ -19,9 +18,12 @@ def main() -> int:
     try:
         with Stack(config.name, PORTS) as stack:
             with console.status("Prefect, MLflow and a worker start"):
-                os.environ.update(stack.environment)
                 stack.start_servers()
-                _close_zombies(stack)
+                # Prefect reads its settings on import: only now does it find our server.
+                from infra.observer import Observer
+
+                Observer(stack.prefect_url, stack.check).close_unfinished_runs()
+                stack.start_worker()
                 served = _serve_champion(stack)
             _say(console, stack, served)
             while True:
@@ -33,12 +35,6 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("\nEvery process is ended.")
     return 0
-
-
-def _close_zombies(stack: Stack) -> None:
-    from infra.observer import Observer
-
-    Observer(stack.environment["PREFECT_API_URL"], stack.check).crash_zombies()
 
 
 def _serve_champion(stack: Stack) -> str | None:

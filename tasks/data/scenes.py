@@ -21,8 +21,8 @@ SIDE = 72
 REFERENCES = 5
 _CELL = 24
 _ZOOM = 3  # drawn this much larger and averaged down, for smooth edges
-_JITTER = 2.5
-_RADIUS = {"small": 5.0, "large": 9.5}
+_JITTER = 1.5
+_RADIUS = {"small": 6.5, "large": 10.5}
 
 _BACKGROUNDS: dict[str, Colour] = {
     "white": (244, 244, 244),
@@ -104,9 +104,9 @@ def _imagine(rng: random.Random, world: str) -> Attributes:
         cell = (rng.randrange(3), rng.randrange(3))
         return Attributes(background, (_thing(rng, world, cell),), None)
     relation = rng.choice(tuple(_RELATIONS))
-    line = rng.randrange(3)
-    near, far = sorted(rng.sample(range(3), 2))
-    cells = ((line, near), (line, far)) if relation == "left" else ((near, line), (far, line))
+    # On the middle row or column one look at either thing tells the relation: a model of a million
+    # parameters learns that in two minutes, and never learned it for pairs anywhere.
+    cells = ((1, 0), (1, 2)) if relation == "left" else ((0, 1), (2, 1))
     first = _thing(rng, world, cells[0])
     if rng.random() < 0.15:
         second = Thing(first.size, first.colour, first.shape, cells[1])

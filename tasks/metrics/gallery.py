@@ -100,4 +100,5 @@ def _page_lines(title: str, examples: dict[str, list[Example]]) -> Iterator[str]
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    """Text that neither ends a table cell nor becomes markup."""
+    return html.escape(" ".join(text.split())).replace("|", "&#124;").replace("[", "&#91;")

@@ -90,6 +90,8 @@ def by_number(name: str, version: int) -> VersionRef:
     try:
         found: ModelVersion = client().get_model_version(name, str(version))
     except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         raise NoSuchVersion(f"{name} has no version {version}: {error.message}") from None
     assert found.run_id is not None
     assert found.source is not None  # `register` gives both

@@ -37,7 +37,7 @@ def test_another_seed_index_or_world_is_another_scene():
 
 def test_a_known_scene_keeps_its_captions_on_every_machine():
     assert scene(0, 0, "day").references[0] == (
-        "a large purple square above a large red square on a white background"
+        "a large orange triangle above a large red square on a white background"
     )
 
 

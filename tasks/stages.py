@@ -1,0 +1,123 @@
+"""The loop's stateless half as commands, `python -m tasks.stages STAGE CONFIG [key=value …]`, which
+`dvc repro` runs from the project's folder: the same room functions, without servers or registry.
+
+A stage imports what it uses itself, so that what it reaches is what `dvc.yaml` lists for it.
+"""
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from configs.loader import from_command_line
+from configs.schema import Config
+from configs.settings import settings
+from tasks.data import folders
+from tasks.data.prepared import PreparedDataset
+
+if TYPE_CHECKING:
+    from tasks.training.launch import Progress
+
+log = logging.getLogger("tasks.stages")
+
+# The outs of dvc.yaml.
+PREPARED = Path("data/prepared")
+METRICS = Path("data/metrics.json")
+MODEL = Path("var/repro/model")
+LOSS = Path("var/repro/loss.csv")
+EVALUATION = Path("var/repro/evaluation")
+
+
+def prepare(config: Config) -> None:
+    """Ingest, validate and prepare the config's source."""
+    from tasks.data import checks, prepared, raw
+
+    if config.data.use_feedback:
+        _refuse("data.use_feedback: DVC can't repeat what people do; run python -m flows.train")
+    datasets = settings().var / "datasets"
+    dataset = raw.ingest([config.data.source], datasets / "raw")
+    report = checks.run(dataset, config.data.checks, datasets / "validated")
+    validated = report.accepted(config.data.checks)
+    with folders.staging(PREPARED.parent) as scratch:
+        made = prepared.prepare(validated, config.data, config.seed, scratch)
+        _put(made.folder, PREPARED)
+
+
+def finetune(config: Config) -> None:
+    """Train on the prepared dataset; the loss goes to a curve for `dvc plots`."""
+    from tasks.training import candidate
+    from tasks.training.launch import TrainJob
+
+    if config.model.base == "champion":
+        _refuse("model.base: only the registry knows the champion; run python -m flows.train")
+    curve = ["step,loss"]
+
+    def report(now: "Progress") -> None:
+        log.info(now.line)
+        if not now.done:  # the last line repeats the loss of the one before
+            curve.append(f"{now.step},{now.loss}")
+
+    digest = PreparedDataset.open(PREPARED).digest
+    with folders.staging(MODEL.parent) as scratch:
+        job = TrainJob(
+            model=config.model,
+            finetune=config.finetune,
+            dataset=PREPARED,
+            out=scratch,
+            seed=config.seed,
+        )
+        trained = candidate.train(config.name, job, digest, config.evaluate, report)
+        _put(trained.folder, MODEL)
+    LOSS.write_text("\n".join(curve) + "\n", encoding="utf-8")
+
+
+def evaluate(config: Config) -> None:
+    """Caption the test images and score them; the scores of every slice go to `dvc metrics`."""
+    from bentos.captioner.engine import Engine
+    from tasks.metrics import captioning
+
+    def report(share: float) -> None:
+        log.info("captioned %.0f %% of the test images", 100 * share)
+
+    dataset, engine = PreparedDataset.open(PREPARED), Engine.load(MODEL)
+    result = captioning.evaluate(engine, dataset, config.evaluate, report)
+    with folders.staging(EVALUATION.parent) as scratch:
+        saved = result.save(scratch, config.evaluate.gallery_images)
+        _put(saved.path, EVALUATION)
+    scores = {name: found.corpus for name, found in result.evaluation.slices.items()}
+    folders.write_json(METRICS, scores)
+    log.info(json.dumps(scores, indent=2))
+
+
+STAGES: dict[str, Callable[[Config], None]] = {
+    "prepare": prepare,
+    "finetune": finetune,
+    "evaluate": evaluate,
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Run one stage; a wrong stage or config ends with one line and exit code 2."""
+    stage, *rest = arguments or [""]
+    if stage not in STAGES:
+        _refuse(f"expected a stage ({', '.join(STAGES)}) and a config, got {stage!r}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    _, _, config = from_command_line(f"The stage {stage} of dvc.yaml.", rest)
+    STAGES[stage](config)
+
+
+def _put(folder: Path, out: Path) -> None:
+    shutil.rmtree(out, ignore_errors=True)
+    folder.rename(out)
+
+
+def _refuse(why: str) -> NoReturn:
+    print(f"error: {why}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,41 @@
+"""State of the tests' own: a `var` folder, with MLflow's database already migrated."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database; to migrate one costs seconds, to copy it nothing."""
+    from mlflow.tracking import MlflowClient
+
+    database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{database}").search_experiments()
+    return database
+
+
+@pytest.fixture
+def var(tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The `var` folder of this test; MLflow lies in it."""
+    return own_var(tmp_path / "var", migrated_database, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def module_var(
+    tmp_path_factory: pytest.TempPathFactory, migrated_database: Path
+) -> Iterator[Path]:
+    """A `var` folder that the tests of a module share."""
+    with pytest.MonkeyPatch.context() as environment:
+        yield own_var(tmp_path_factory.mktemp("var"), migrated_database, environment)
+
+
+def own_var(var: Path, database: Path, environment: pytest.MonkeyPatch) -> Path:
+    (var / "mlflow").mkdir(parents=True)
+    shutil.copyfile(database, var / "mlflow" / "mlflow.db")
+    environment.setenv("CAPTIONLOOP_VAR", str(var))
+    for name in ("MLFLOW_TRACKING_URI", "CAPTIONLOOP_CAPTURES", "CAPTIONLOOP_DVC_REMOTE"):
+        environment.delenv(name, raising=False)
+    return var

@@ -1,0 +1,127 @@
+"""What explains a version can be read back from the registry alone."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+
+from configs.loader import load
+from configs.settings import ROOT
+from tasks.drift import reference
+from tasks.metrics.evaluation import Evaluation, SliceEvaluation
+from tasks.metrics.gate import compare
+from tasks.refs import EvaluationRef, Verdict
+from tasks.registry import lineage, runs, versions
+
+
+@pytest.fixture
+def config():
+    return load(ROOT / "configs" / "demo.yaml", ["name=shapes", "seed=3"])
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    said = ["a red circle", "two blue squares", "a star"]
+    part = SliceEvaluation.of(
+        ["a", "b", "c"], said, [["a red circle"], ["blue squares"], ["a dog"]], [-1.0, -2.0, -3.0]
+    )
+    return Evaluation(slices={"test": part})
+
+
+@pytest.fixture
+def scores(var, evaluation) -> EvaluationRef:
+    folder = var / "evaluations" / evaluation.digest
+    evaluation.save(folder)
+    rows = np.zeros(3)
+    reference.save(
+        folder, reference.Reference(["a", "b", "c"], np.eye(3, dtype=np.float32), rows, rows)
+    )
+    cider = {"test": evaluation.slices["test"].corpus["cider"]}
+    return EvaluationRef(uri=str(folder), digest=evaluation.digest, cider=cider)
+
+
+@pytest.fixture
+def version(config, logged, prepared, scores):
+    model = logged("weights")
+    lineage.record(config, model, scores)
+    told = lineage.tags(config, prepared, scores, None, "by hand")
+    return versions.register("shapes", model, told)
+
+
+def test_the_run_holds_the_resolved_config_and_the_scores(config, version, evaluation):
+    mlflow = runs.client()
+    run_id = version.model.run_id
+    path = mlflow.download_artifacts(run_id, "config.yaml")
+    with open(path, encoding="utf-8") as file:
+        assert type(config).model_validate(yaml.safe_load(file)) == config
+    metrics = mlflow.get_run(run_id).data.metrics
+    for name, value in evaluation.slices["test"].corpus.items():
+        assert metrics[f"test_{name}"] == pytest.approx(value)
+
+
+def test_a_version_says_what_it_was_made_of(config, version, prepared, scores):
+    tags = runs.client().get_model_version("shapes", "1").tags
+    expected = {
+        "reason": "by hand",
+        "dataset_digest": prepared.digest,
+        "dataset_dvc_md5": prepared.dvc_md5,
+        "git_commit": runs.git_commit(),
+        "evaluation": scores.digest,
+        "parent_champion": "none",
+        "digest": version.model.digest,
+    }
+    assert expected.items() <= tags.items()
+    again = lineage.tags(config, prepared, scores, version, "drift")
+    assert (again["parent_champion"], again["reason"]) == ("1", "drift")
+    assert lineage.labels(version, prepared) == {
+        "model_name": "shapes",
+        "model_version": "1",
+        "dataset_digest": prepared.digest,
+        "git_commit": runs.git_commit(),
+    }
+
+
+def test_scores_read_back_to_the_last_bit(version, evaluation):
+    assert lineage.scores(version) == {"test": evaluation.slices["test"].corpus}
+
+
+def test_the_verdict_and_its_figures_read_back(config, version, evaluation):
+    found = compare(evaluation, evaluation, config.gate)
+    reasons = ("test: better.", "current: not worse | really.")
+    lineage.record_verdict(version, Verdict(decision="promote", reasons=reasons), found)
+    told = lineage.comparisons(version)["test"]
+    assert told.keys() == {"champion", "candidate", "difference", "low", "high"}
+    assert told["champion"] == told["candidate"] == found["test"].candidate
+    assert told["difference"] == 0
+    described = lineage.described(version)
+    assert all(reason in described for reason in reasons)
+    assert runs.client().get_model_version("shapes", "1").tags["verdict"] == "promote"
+
+
+def test_a_first_verdict_without_comparisons_reads_back_empty(version):
+    lineage.record_verdict(version, Verdict(decision="reject", reasons=("no",)), {})
+    assert lineage.comparisons(version) == {}
+
+
+def test_the_bento_is_known_once_the_version_was_promoted(version):
+    assert lineage.bento(version) is None
+    lineage.record_promotion(version, "captioner:abc")
+    assert lineage.bento(version) == "captioner:abc"
+
+
+def test_the_evaluation_is_found_here_or_fetched_when_it_is_gone(version, scores, evaluation):
+    assert lineage.evaluation_folder(version) == scores.path
+    shutil.rmtree(scores.path)
+    fetched = lineage.evaluation_folder(version)
+    assert fetched != scores.path
+    assert Evaluation.load(fetched).digest == evaluation.digest
+    np.testing.assert_array_equal(reference.load(fetched).embeddings, np.eye(3))
+
+
+def test_the_recorded_config_is_plain_yaml_that_loads_again(config, tmp_path):
+    path = tmp_path / "again.yaml"
+    path.write_text(lineage.config_yaml(config), encoding="utf-8")
+    assert load(path) == config
+    assert json.dumps(yaml.safe_load(path.read_text()))  # nothing but plain values

@@ -1,0 +1,82 @@
+"""A candidate is named by all that it is, and says of its golden images what it will always say."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bentos.captioner.engine import Engine
+from bentos.captioner.golden import read_golden
+from bentos.captioner.images import decode
+from configs.schema import EvaluateConfig, FinetuneConfig, ModelConfig, TinyBlipConfig
+from tasks.training import candidate
+from tasks.training.launch import Progress, TrainJob
+
+TINY = TinyBlipConfig(patch_size=8, vision_width=16, text_width=16, heads=2, vocab_size=150)
+GREEDY = EvaluateConfig(max_new_tokens=7)
+BEAMS = EvaluateConfig(max_new_tokens=5, num_beams=2)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory):
+    """The same job twice with the same generation limits, then with others."""
+    models = tmp_path_factory.mktemp("candidates") / "models"
+    settings = FinetuneConfig(max_steps=2, batch_size=4, log_every_steps=1)
+    job = TrainJob(
+        model=ModelConfig(tiny=TINY), finetune=settings, dataset=dataset, out=models, seed=5
+    )
+    lines: list[Progress] = []
+    made = [
+        candidate.train("shapes", job, "d" * 64, limits, lines.append)
+        for limits in (GREEDY, GREEDY, BEAMS)
+    ]
+    return models, made, lines
+
+
+def test_golden_captions_are_what_the_engine_says_of_each_picture_alone(trained, dataset):
+    _, (first, _, beams), _ = trained
+    shown = np.load(dataset / "val.npy")
+    for made, limits in ((first, GREEDY), (beams, BEAMS)):
+        engine = Engine.load(made.folder)
+        golden = read_golden(made.folder)
+        assert len(golden) == len(shown)
+        for one, pixels in zip(golden, shown, strict=True):
+            np.testing.assert_array_equal(decode(one.path.read_bytes()), pixels)
+            (said,) = engine.caption(
+                pixels[np.newaxis],
+                max_new_tokens=limits.max_new_tokens,
+                num_beams=limits.num_beams,
+            )
+            assert one.caption == said.text
+
+
+def test_the_card_says_how_the_model_is_to_be_run(trained):
+    _, (first, _, beams), _ = trained
+    for made, limits in ((first, GREEDY), (beams, BEAMS)):
+        card = json.loads((made.folder / "captionloop.json").read_text())
+        assert card == {
+            "name": "shapes",
+            "dataset_digest": "d" * 64,
+            "generation": {
+                "max_new_tokens": limits.max_new_tokens,
+                "num_beams": limits.num_beams,
+            },
+        }
+
+
+def test_the_same_training_is_the_same_candidate_and_other_limits_make_another(trained):
+    models, (first, again, beams), _ = trained
+    assert again == first
+    assert beams.digest != first.digest
+    for made in (first, beams):
+        assert made.folder == (models / made.digest).resolve()
+    assert {path.name for path in models.iterdir()} == {first.digest, beams.digest}
+    weights = [(made.folder / "model.safetensors").read_bytes() for made in (first, beams)]
+    assert weights[0] == weights[1]
+
+
+def test_progress_and_the_last_scores_reach_the_caller(trained):
+    _, (first, *_), lines = trained
+    assert [line.step for line in lines] == [1, 2, 2] * 3
+    assert first.scores == lines[2].scores
+    assert first.scores.keys() == {"val_loss", "val_cider"}
