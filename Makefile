@@ -48,7 +48,7 @@ clean:  ## remove the environment and all local state: models, runs, captures
 $(INSTALLED): requirements.lock
 	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or set PYTHON=…"; exit 1; }
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	@$(RUN) -m pip install -q "$$(grep '^uv==' requirements.lock)"
+	@$(RUN) -m pip install -qq "$$(grep '^uv==' requirements.lock)"
 	@$(UV) pip install -q --python $(RUN) "$$(grep '^torch==' requirements.lock)"
 	@$(UV) pip install -q --python $(RUN) --no-deps -r requirements.lock
 	@touch $@

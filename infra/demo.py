@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -56,6 +57,14 @@ class Teller:
 
     def say(self, line: str) -> None:
         self.console.print(f"   {line}")
+
+    def show(self, image: Image.Image, lines: list[str]) -> None:
+        """A picture with lines beside it; only the lines where there is no terminal."""
+        if self.console.is_terminal:
+            self.console.print(beside(image, lines))
+        else:
+            for line in lines:
+                self.say(line)
 
     @contextlib.contextmanager
     def working(self, what: str) -> Iterator[Progress]:
@@ -278,7 +287,7 @@ class Story:
         if before is not None:
             lines.insert(0, f"v{self.first.version} said: {before}")
         lines += ["", "people say:", *(f"  {text}" for text in answer.scene.references)]
-        self.teller.console.print(beside(answer.scene.image, lines))
+        self.teller.show(answer.scene.image, lines)
 
 
 def _cider(answers: list[Answer]) -> float:
