@@ -24,9 +24,7 @@ def var(tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(scope="module")
-def module_var(
-    tmp_path_factory: pytest.TempPathFactory, migrated_database: Path
-) -> Iterator[Path]:
+def module_var(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Iterator[Path]:
     """A `var` folder that the tests of a module share."""
     with pytest.MonkeyPatch.context() as environment:
         yield own_var(tmp_path_factory.mktemp("var"), migrated_database, environment)

@@ -2,7 +2,6 @@
 captions, by which any later copy can prove that it is the same model."""
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from bentos.captioner.engine import CARD_FILE, Engine
 from bentos.captioner.golden import write_golden
 from configs.schema import EvaluateConfig
+from tasks.data import folders
 from tasks.data.prepared import PreparedDataset
 from tasks.training import launch
 from tasks.training.digest import digest as model_digest
@@ -51,10 +51,9 @@ def train(
         card = {"name": name, "dataset_digest": dataset_digest, "generation": limits}
         (folder / CARD_FILE).write_text(json.dumps(card, indent=2))
         _add_golden(folder, PreparedDataset.open(job.dataset), limits)
-        digest = model_digest(folder)
-        final = (job.out / digest).resolve()
-        if not final.exists():
-            os.replace(folder, final)
+        # The card too: the same weights with other limits say other things, golden ones included.
+        digest = folders.digest_of([model_digest(folder), card])
+        final = folders.publish(folder, (job.out / digest).resolve())
     return Candidate(final, digest, scores)
 
 

@@ -150,12 +150,17 @@ def test_a_training_run_carries_its_config_and_dataset_and_ends_finished(logged,
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_training_run_that_is_ended_early_ends_failed(var, prepared, error):
-    with (
-        pytest.raises(error),
-        runs.training(NAME, {"model": ModelConfig()}, prepared, seed=1) as run_id,
-    ):
-        runs.log_metrics(run_id, {"loss": 2.0}, step=7)
-        raise error
+    started = []
+
+    def train() -> None:
+        with runs.training(NAME, {"model": ModelConfig()}, prepared, seed=1) as run_id:
+            started.append(run_id)
+            runs.log_metrics(run_id, {"loss": 2.0}, step=7)
+            raise error
+
+    with pytest.raises(error):
+        train()
+    (run_id,) = started
     run = runs.client().get_run(run_id)
     assert run.info.status == "FAILED"
     assert run.data.params["model.tiny.heads"] == "4"

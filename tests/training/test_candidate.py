@@ -1,6 +1,7 @@
 """A candidate is named by all that it is, and says of its golden images what it will always say."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -19,18 +20,20 @@ BEAMS = EvaluateConfig(max_new_tokens=5, num_beams=2)
 
 @pytest.fixture(scope="module")
 def trained(dataset, tmp_path_factory):
-    """The same job twice with the same generation limits, then with others."""
+    """The same job side by side, twice with the same generation limits and once with others."""
     models = tmp_path_factory.mktemp("candidates") / "models"
     settings = FinetuneConfig(max_steps=2, batch_size=4, log_every_steps=1)
     job = TrainJob(
         model=ModelConfig(tiny=TINY), finetune=settings, dataset=dataset, out=models, seed=5
     )
-    lines: list[Progress] = []
-    made = [
-        candidate.train("shapes", job, "d" * 64, limits, lines.append)
-        for limits in (GREEDY, GREEDY, BEAMS)
-    ]
-    return models, made, lines
+    lines: list[list[Progress]] = [[], [], []]
+
+    def train(which: int) -> candidate.Candidate:
+        limits = (GREEDY, GREEDY, BEAMS)[which]
+        return candidate.train("shapes", job, "d" * 64, limits, lines[which].append)
+
+    with ThreadPoolExecutor() as threads:
+        return models, list(threads.map(train, range(3))), lines[0]
 
 
 def test_golden_captions_are_what_the_engine_says_of_each_picture_alone(trained, dataset):
@@ -77,6 +80,6 @@ def test_the_same_training_is_the_same_candidate_and_other_limits_make_another(t
 
 def test_progress_and_the_last_scores_reach_the_caller(trained):
     _, (first, *_), lines = trained
-    assert [line.step for line in lines] == [1, 2, 2] * 3
-    assert first.scores == lines[2].scores
+    assert [line.step for line in lines] == [1, 2, 2]
+    assert first.scores == lines[-1].scores
     assert first.scores.keys() == {"val_loss", "val_cider"}
