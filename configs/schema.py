@@ -116,11 +116,21 @@ class FinetuneConfig(Section):
     )
 
 
-class EvaluateConfig(Section):
-    batch_size: PositiveInt = 64
+class GenerationConfig(Section):
+    """How captions are decoded; a model carries these limits to wherever it is served."""
+
     max_new_tokens: PositiveInt = 30
     num_beams: PositiveInt = 1
+
+
+class EvaluateConfig(GenerationConfig):
+    batch_size: PositiveInt = 64
     gallery_images: PositiveInt = 24
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """The part that belongs to the model, so that the rest retrains nothing."""
+        return GenerationConfig(max_new_tokens=self.max_new_tokens, num_beams=self.num_beams)
 
 
 class GateConfig(Section):

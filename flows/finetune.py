@@ -23,7 +23,7 @@ def finetune_model(scenario: Config, data: PreparedRef, champion: VersionRef | N
         data,
         scenario.model,
         scenario.finetune,
-        scenario.evaluate,
+        scenario.evaluate.generation,
         base,
         scenario.seed,
     )

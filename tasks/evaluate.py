@@ -21,5 +21,6 @@ def evaluate(model: ModelRef, data: PreparedRef, config: EvaluateConfig) -> Eval
     engine = Engine.load(versions.fetch(model))
     move = progress("evaluate-progress", "Captioning the test images")
     result = captioning.evaluate(engine, dataset, config, move)
-    publish("evaluate", result.markdown(config.gallery_images), "Scores and captions")
+    told = f"Scores and captions of model {model.digest[:8]}"
+    publish("evaluate", result.markdown(config.gallery_images), told)
     return result.save(settings().var / "evaluations", config.gallery_images)

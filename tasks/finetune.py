@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import get_run_logger, task
 
-from configs.schema import EvaluateConfig, FinetuneConfig, ModelConfig
+from configs.schema import FinetuneConfig, GenerationConfig, ModelConfig
 from configs.settings import settings
 from tasks.artifacts import progress, publish, table
 from tasks.caching import BY_CONTENT
@@ -20,7 +20,7 @@ def finetune(
     data: PreparedRef,
     model: ModelConfig,
     config: FinetuneConfig,
-    generation: EvaluateConfig,
+    generation: GenerationConfig,
     base: ModelRef | Path | None,
     seed: int,
 ) -> ModelRef:
@@ -30,7 +30,8 @@ def finetune(
     models = settings().var / "models"
     job = TrainJob(model=source, finetune=config, dataset=data.path, out=models, seed=seed)
     move = progress("finetune-progress", f"Fine-tuning {name}, {config.max_steps} steps")
-    with runs.training(name, {"model": model, "finetune": config}, data, seed) as run_id:
+    run_name = f"{Path(model.base).name}, {config.max_steps} steps"
+    with runs.training(name, {"model": model, "finetune": config}, data, seed, run_name) as run_id:
 
         def report(now: Progress) -> None:
             move(now.step / now.max_steps)

@@ -19,11 +19,12 @@ def register(
 ) -> VersionRef:
     """Writes lineage on the MLflow run and registers a version under the alias `challenger`."""
     lineage.record(config, model, scores)
-    tags = lineage.tags(config, data, scores, champion, reason)
+    tags = lineage.tags(data, scores, champion, reason)
     version = versions.register(config.name, model, tags)
     rows = {
         "version": f"{version.name} v{version.version}",
         "why": reason,
+        "model digest": model.digest,
         "MLflow run": runs.link(model.run_id),
         "dataset": data.digest,
         "DVC md5": data.dvc_md5,

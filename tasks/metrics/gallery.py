@@ -61,12 +61,12 @@ def markdown(examples: dict[str, list[Example]]) -> str:
         lines += [
             f"### {title}",
             "",
-            "| | caption | a reference | CIDEr |",
-            "| --- | --- | --- | --- |",
+            "| | CIDEr | caption, and a reference |",
+            "| --- | --- | --- |",
         ]
         for e in group:
             said, expected = _cell(e.prediction), _cell(e.references[0])
-            lines.append(f"| ![]({e.image}) | **{said}** | {expected} | {e.cider:.2f} |")
+            lines.append(f"| ![]({e.image}) | {e.cider:.2f} | **{said}**<br>{expected} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ import yaml
 
 from configs.schema import Config
 from configs.settings import settings
+from tasks.metrics.evaluation import Evaluation
 from tasks.metrics.gate import Comparison
 from tasks.refs import EvaluationRef, ModelRef, PreparedRef, Verdict, VersionRef
 from tasks.registry import runs, versions
@@ -20,7 +21,7 @@ def record(config: Config, model: ModelRef, scores: EvaluationRef) -> None:
     mlflow = runs.client()
     mlflow.log_text(model.run_id, config_yaml(config), "config.yaml")
     mlflow.log_artifacts(model.run_id, scores.uri, f"evaluation/{scores.digest}")
-    corpus = _corpus(scores)
+    corpus = _corpus(scores.path)
     runs.log_metrics(
         model.run_id,
         {f"{name}_{metric}": v for name, found in corpus.items() for metric, v in found.items()},
@@ -28,7 +29,6 @@ def record(config: Config, model: ModelRef, scores: EvaluationRef) -> None:
 
 
 def tags(
-    config: Config,
     data: PreparedRef,
     scores: EvaluationRef,
     champion: VersionRef | None,
@@ -42,8 +42,6 @@ def tags(
         "git_commit": runs.git_commit(),
         "evaluation": scores.digest,
         "parent_champion": str(champion.version) if champion else "none",
-        "scores": json.dumps(_corpus(scores)),
-        "config_name": config.name,
     }
 
 
@@ -61,12 +59,12 @@ def record_verdict(
         }
         for name, c in comparisons.items()
     }
-    told = [f"**{verdict.decision}**", "", *(f"- {reason}" for reason in verdict.reasons)]
-    versions.tag(
-        version,
-        {"verdict": verdict.decision, "comparisons": json.dumps(figures)},
-        description="\n".join(told),
-    )
+    told = "\n".join(f"- {reason}" for reason in verdict.reasons)
+    text = json.dumps(figures, indent=2)
+    runs.client().log_text(version.model.run_id, text, _comparisons_file(version))
+    # Lists of versions show the first line alone.
+    first = f"{verdict.decision}: {verdict.reasons[0]}"
+    versions.tag(version, {"verdict": verdict.decision}, description=f"{first}\n\n{told}")
 
 
 def record_promotion(version: VersionRef, bento: str) -> None:
@@ -86,13 +84,15 @@ def labels(version: VersionRef, data: PreparedRef) -> dict[str, str]:
 
 def scores(version: VersionRef) -> dict[str, dict[str, float]]:
     """Corpus scores by slice that `version` was judged by."""
-    found: dict[str, dict[str, float]] = json.loads(_tags(version)["scores"])
-    return found
+    return _corpus(evaluation_folder(version))
 
 
 def comparisons(version: VersionRef) -> dict[str, dict[str, float]]:
     """By slice: mean CIDEr of `champion` and `candidate`, and their `difference`, `low`, `high`."""
-    found: dict[str, dict[str, float]] = json.loads(_tags(version)["comparisons"])
+    with tempfile.TemporaryDirectory() as folder:
+        file = _comparisons_file(version)
+        path = Path(runs.client().download_artifacts(version.model.run_id, file, folder))
+        found: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
@@ -126,8 +126,9 @@ def config_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _corpus(scores: EvaluationRef) -> dict[str, dict[str, float]]:
-    from tasks.metrics.evaluation import Evaluation
+def _corpus(folder: Path) -> dict[str, dict[str, float]]:
+    return {name: s.corpus for name, s in Evaluation.load(folder).slices.items()}
 
-    evaluation = Evaluation.load(scores.path)
-    return {name: s.corpus for name, s in evaluation.slices.items()}
+
+def _comparisons_file(version: VersionRef) -> str:
+    return f"gate/v{version.version}.json"

@@ -50,13 +50,13 @@ def experiment_id(name: str) -> str:
 
 @contextlib.contextmanager
 def training(
-    experiment: str, sections: Mapping[str, BaseModel], data: PreparedRef, seed: int
+    experiment: str, sections: Mapping[str, BaseModel], data: PreparedRef, seed: int, run_name: str
 ) -> Iterator[str]:
     """A run in `experiment` that ends FINISHED, or FAILED as the training does; yields its id."""
     from mlflow.entities import Param, RunTag
 
     mlflow = client()
-    run_id: str = mlflow.create_run(experiment_id(experiment)).info.run_id
+    run_id: str = mlflow.create_run(experiment_id(experiment), run_name=run_name).info.run_id
     parameters = {"seed": seed, **_flat(sections)}
     tags = {
         "git_commit": git_commit(),

@@ -70,7 +70,7 @@ def register(name: str, model: ModelRef, tags: Mapping[str, str]) -> VersionRef:
         source=f"models:/{model.model_id}",
         run_id=model.run_id,
         model_id=model.model_id,
-        tags={**tags, "digest": model.digest, "path": model.uri},
+        tags={**tags, "digest": model.digest},
     )
     version = int(made.version)
     mlflow.set_registered_model_alias(name, CHALLENGER, made.version)
@@ -96,7 +96,7 @@ def by_number(name: str, version: int) -> VersionRef:
     assert found.run_id is not None
     assert found.source is not None  # `register` gives both
     model = ModelRef(
-        uri=found.tags["path"],
+        uri=str(settings().var / "models" / found.tags["digest"]),
         digest=found.tags["digest"],
         run_id=found.run_id,
         model_id=found.source.removeprefix("models:/"),

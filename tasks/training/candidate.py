@@ -11,7 +11,7 @@ import numpy as np
 
 from bentos.captioner.engine import CARD_FILE, Engine
 from bentos.captioner.golden import write_golden
-from configs.schema import EvaluateConfig
+from configs.schema import GenerationConfig
 from tasks.data import folders
 from tasks.data.prepared import PreparedDataset
 from tasks.training import launch
@@ -34,7 +34,7 @@ def train(
     name: str,
     job: TrainJob,
     dataset_digest: str,
-    generation: EvaluateConfig,
+    generation: GenerationConfig,
     on_progress: Callable[[Progress], None],
 ) -> Candidate:
     """Trains in `job.out`, a folder of models, and leaves the result there under its digest."""

@@ -47,10 +47,13 @@ def test_a_stack_takes_the_handler_of_the_termination_signal_and_gives_it_back(v
 
 
 def test_a_stack_ends_what_a_killed_one_left_behind(var):
-    with subprocess.Popen(
-        [sys.executable, "-c", "import signal; signal.pause()"],
-        env={**os.environ, reaper.MARK: str(var)},
-    ) as left, Stack("shapes"):
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", "import signal; signal.pause()"],
+            env={**os.environ, reaper.MARK: str(var)},
+        ) as left,
+        Stack("shapes"),
+    ):
         assert not psutil.pid_exists(left.pid)
 
 

@@ -46,7 +46,7 @@ def scores(var, evaluation) -> EvaluationRef:
 def version(config, logged, prepared, scores):
     model = logged("weights")
     lineage.record(config, model, scores)
-    told = lineage.tags(config, prepared, scores, None, "by hand")
+    told = lineage.tags(prepared, scores, None, "by hand")
     return versions.register("shapes", model, told)
 
 
@@ -73,7 +73,7 @@ def test_a_version_says_what_it_was_made_of(config, version, prepared, scores):
         "digest": version.model.digest,
     }
     assert expected.items() <= tags.items()
-    again = lineage.tags(config, prepared, scores, version, "drift")
+    again = lineage.tags(prepared, scores, version, "drift")
     assert (again["parent_champion"], again["reason"]) == ("1", "drift")
     assert lineage.labels(version, prepared) == {
         "model_name": "shapes",

@@ -153,7 +153,9 @@ def test_a_training_run_that_is_ended_early_ends_failed(var, prepared, error):
     started = []
 
     def train() -> None:
-        with runs.training(NAME, {"model": ModelConfig()}, prepared, seed=1) as run_id:
+        with runs.training(
+            NAME, {"model": ModelConfig()}, prepared, seed=1, run_name="tiny"
+        ) as run_id:
             started.append(run_id)
             runs.log_metrics(run_id, {"loss": 2.0}, step=7)
             raise error

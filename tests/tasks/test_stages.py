@@ -160,9 +160,6 @@ def test_another_training_reruns_it_and_what_follows_and_nothing_before(first, r
     assert run("finetune.max_steps=5").ran() == {"finetune", "evaluate"}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="finetune takes the whole evaluate section; pass its generation limits only"
-)
 def test_another_evaluation_reruns_nothing_else(first, run):
     assert run("evaluate.gallery_images=6").ran() == {"evaluate"}
 
