@@ -3,6 +3,7 @@ all run this one, so what is measured is what is served."""
 
 import json
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CARD_FILE = "captionloop.json"
+_LOADING = threading.Lock()
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
@@ -62,8 +64,6 @@ class Engine:
         for the whole process. Raises BadModelFolder.
         """
         import torch
-        from safetensors import SafetensorError
-        from transformers import AutoTokenizer, BlipForConditionalGeneration
 
         if not any(folder.glob("*.safetensors")):
             raise BadModelFolder(f"{folder} has no *.safetensors weights; pickles are not loaded.")
@@ -78,13 +78,7 @@ class Engine:
             torch.set_num_threads(threads)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            model: Any = BlipForConditionalGeneration.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise BadModelFolder(f"{folder} could not be loaded: {error}") from error
+        model, tokenizer = _load_parts(folder)
         return cls(
             model.to(device).eval(),
             tokenizer,
@@ -134,6 +128,24 @@ class Engine:
             )
         values = normalize(pixels, self._mean, self._std).to(self._model.device)
         return self._model.vision_model(pixel_values=values).last_hidden_state
+
+
+def _load_parts(folder: Path) -> "tuple[Any, PreTrainedTokenizerBase]":
+    # Transformers is neither imported nor builds models safely on two threads at once: one loader's
+    # meta device would leak into the other's weights.
+    with _LOADING:
+        import torch
+        from safetensors import SafetensorError
+        from transformers import AutoTokenizer, BlipForConditionalGeneration
+
+        try:
+            model = BlipForConditionalGeneration.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise BadModelFolder(f"{folder} could not be loaded: {error}") from error
+    return model, tokenizer
 
 
 def _pooled(image_embeds: "torch.Tensor") -> np.ndarray:

@@ -94,7 +94,8 @@ def test_things_are_painted_in_their_cells(worlds):
         for thing in s.attributes.things:
             top, left = (place * 24 for place in thing.cell)
             cell = pixels[top : top + 24, left : left + 24]
-            assert abs(cell - ground).sum(axis=2).max() > 100
+            # Purple on gray is the closest pair: 118 apart, less 54 of shading on both.
+            assert abs(cell - ground).sum(axis=2).max() >= 64
 
 
 def test_night_is_dark_and_says_so_and_day_is_neither(worlds):

@@ -21,9 +21,6 @@ BEAMS = EvaluateConfig(max_new_tokens=5, num_beams=2)
 @pytest.fixture(scope="module")
 def trained(dataset, tmp_path_factory):
     """The same job side by side, twice with the same generation limits and once with others."""
-    # Imported before the threads are: the library's lazy modules don't bear two first imports.
-    from transformers import AutoTokenizer, BlipForConditionalGeneration  # noqa: F401
-
     models = tmp_path_factory.mktemp("candidates") / "models"
     settings = FinetuneConfig(max_steps=2, batch_size=4, log_every_steps=1)
     job = TrainJob(
