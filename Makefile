@@ -24,7 +24,7 @@ up: $(INSTALLED)  ## Prefect UI, MLflow UI and the champion stay up until Ctrl-C
 	@$(RUN) -m infra.up configs/demo.yaml
 
 test: $(INSTALLED)  ## all tests
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)  ## style and types
 	$(VENV)/bin/ruff check .
