@@ -59,12 +59,12 @@ def record_verdict(
         }
         for name, c in comparisons.items()
     }
-    told = "\n".join(f"- {reason}" for reason in verdict.reasons)
     text = json.dumps(figures, indent=2)
     runs.client().log_text(version.model.run_id, text, _comparisons_file(version))
     # Lists of versions show the first line alone.
-    first = f"{verdict.decision}: {verdict.reasons[0]}"
-    versions.tag(version, {"verdict": verdict.decision}, description=f"{first}\n\n{told}")
+    first, *others = verdict.reasons
+    told = [f"{verdict.decision}: {first}", "", *(f"- {reason}" for reason in others)]
+    versions.tag(version, {"verdict": verdict.decision}, description="\n".join(told))
 
 
 def record_promotion(version: VersionRef, bento: str) -> None:
