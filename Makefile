@@ -10,6 +10,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 export HF_HUB_DISABLE_TELEMETRY := 1
+export MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR := false
 export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY := PASSIVE
 
@@ -47,8 +48,10 @@ clean:  ## remove the environment and all local state: models, runs, captures
 # dependencies; torch goes in with its own, which differ between the CPU and the CUDA build.
 $(INSTALLED): requirements.lock
 	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or set PYTHON=…"; exit 1; }
-	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) \
+	  || { echo "error: no virtual environment; on Debian: apt install python3.11-venv"; exit 1; }
 	@$(RUN) -m pip install -qq "$$(grep '^uv==' requirements.lock)"
 	@$(UV) pip install -q --python $(RUN) "$$(grep '^torch==' requirements.lock)"
 	@$(UV) pip install -q --python $(RUN) --no-deps -r requirements.lock
+	@mkdir -p var
 	@touch $@

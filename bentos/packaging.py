@@ -132,6 +132,8 @@ def smoke(tag: str, *, timeout_seconds: float) -> None:
 
     stored = bentoml.bentos.get(tag).info.all_models[0]
     golden = read_golden(Path(bentoml.models.get(stored.tag).path))
+    if not golden:
+        raise SmokeFailed(f"The model in {tag} has no golden pictures: nothing would be compared.")
     # Nothing but the baked model speaks. In a "container" a server whose worker can't start ends
     # at once, where else it would start it again and again until the time is up.
     env = {name: "" for name in ("CAPTIONLOOP_TOKEN", "CAPTIONLOOP_CAPTURES", "CAPTIONLOOP_FOLLOW")}

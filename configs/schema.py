@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 
 class Section(BaseModel):
@@ -56,8 +57,8 @@ class ChecksConfig(Section):
 class SplitsConfig(Section):
     """Shares of the images kept for validation and test; the rest trains."""
 
-    val: Share = 0.08
-    test: Share = 0.12
+    val: PositiveShare = 0.08
+    test: PositiveShare = 0.12
 
     @model_validator(mode="after")
     def _leaves_some_to_train(self) -> Self:
@@ -75,7 +76,7 @@ class DataConfig(Section):
         False, description="Fold corrected requests into the dataset, as a retraining does."
     )
     min_feedback: PositiveInt = Field(
-        100, description="With fewer corrected requests than this, use_feedback trains nothing."
+        400, description="With fewer corrected requests than this, use_feedback trains nothing."
     )
 
 
@@ -136,7 +137,9 @@ class EvaluateConfig(GenerationConfig):
 class GateConfig(Section):
     """When a candidate replaces the champion (`tasks/metrics/gate.py`)."""
 
-    floors: dict[Literal["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"], float] = {}
+    floors: dict[Literal["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"], float] = (
+        Field({}, description="What a first model must reach on test; if empty, a person decides.")
+    )
     margin: PositiveFloat = Field(
         0.3, description="CIDEr a candidate may lose on slices it need not win."
     )
@@ -146,7 +149,6 @@ class GateConfig(Section):
 
 
 class PackageConfig(Section):
-    golden_images: PositiveInt = 8
     smoke_timeout_seconds: PositiveFloat = 120.0
 
 

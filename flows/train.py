@@ -7,10 +7,9 @@ from prefect.states import Completed, State
 
 from configs.loader import from_command_line, load
 from flows.finetune import finetune_model
-from tasks.data.feedback import NotEnoughFeedback
-from tasks.evaluate import evaluate
+from tasks.evaluate import evaluate, evaluate_champion
 from tasks.gate import gate
-from tasks.ingest import collect_feedback, ingest
+from tasks.ingest import NotEnoughFeedback, collect_feedback, ingest
 from tasks.package import package
 from tasks.prepare import prepare
 from tasks.promote import current_champion, promote
@@ -33,13 +32,16 @@ def train(config: str, overrides: Sequence[str] = (), reason: str = "by hand") -
     validated = validate(raw, scenario.data.checks)
     data = prepare(validated, scenario.data, scenario.seed)
     model = finetune_model(scenario, data, champion)
+    if champion and champion.model.digest == model.digest:
+        told = f"{scenario.name} v{champion.version} is this model already"
+        return Completed(name="Unchanged", message=told)
     scores = evaluate(model, data, scenario.evaluate)
-    champion_scores = evaluate(champion.model, data, scenario.evaluate) if champion else None
+    champion_scores = evaluate_champion(champion, data, scenario.evaluate)
     challenger = register(scenario, model, data, scores, champion, reason)
     verdict = gate(challenger, scores, champion, champion_scores, scenario.gate)
     if verdict.decision == "promote":
         bento = package(challenger, data, scenario.package)
-        promote(challenger, bento)
+        promote(challenger, bento, over=champion)
     return verdict
 
 

@@ -2,13 +2,14 @@
 retrained because the world moved."""
 
 import contextlib
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
@@ -87,7 +88,7 @@ def main() -> int:
     try:
         with Stack(config.name) as stack:
             Story(teller, config, stack).tell()
-    except (StackError, StoryError) as error:
+    except (StackError, StoryError, httpx.HTTPError) as error:
         teller.console.print(f"\n[bold red]The story broke:[/] {escape(str(error))}")
         return 1
     except KeyboardInterrupt:
@@ -107,10 +108,13 @@ class Story:
         stack: Stack,
         *,
         ordinary_requests: int = 200,
+        novel_requests: int = 60,
         shifted_requests: int = 450,
     ) -> None:
         self.teller, self.config, self.stack = teller, config, stack
-        self.ordinary_requests, self.shifted_requests = ordinary_requests, shifted_requests
+        self.ordinary_requests = ordinary_requests
+        self.novel_requests = novel_requests
+        self.shifted_requests = shifted_requests
         self.requests_sent = 0
 
     def tell(self) -> None:
@@ -135,8 +139,10 @@ class Story:
                 self.stack.start_worker()
                 self.observer.pause_schedules()
                 versions.retire_aliases(self.config.name)
-                shutil.rmtree(self.stack.captures, ignore_errors=True)
+                kept = self._set_captures_aside()
             self.teller.say(f"Prefect {self.stack.prefect_url}   MLflow {self.stack.mlflow_url}")
+            if kept:
+                self.teller.say(f"the story starts over; earlier captures are kept in {kept}")
             if closed:
                 self.teller.say(f"{closed} unfinished runs of a demo that was killed are closed")
 
@@ -173,6 +179,12 @@ class Story:
 
     def world_shifts(self) -> None:
         with self.teller.chapter(f"The world shifts: {SHIFTED_WORLD}"):
+            new_things = _cider(self._send("novel", self.novel_requests, correcting=False))
+            self.teller.say(
+                f"first new colours and shapes: live CIDEr {self.day_score:.2f} → "
+                f"[bold red]{new_things:.2f}[/]; then night falls"
+            )
+            _require(new_things < self.day_score / 2, "the first model knows the novel world")
             answers = self._send(SHIFTED_WORLD, self.shifted_requests, correcting=True)
             score = _cider(answers)
             self._show(answers[0])
@@ -235,6 +247,13 @@ class Story:
             margin = self.config.gate.margin
             _require(comparisons["test"]["low"] > -margin, "worse on the old world")
 
+    def _set_captures_aside(self) -> Path | None:
+        captures = self.stack.captures
+        if not captures.exists():
+            return None
+        aside = captures.with_name(f"{captures.name}.{datetime.now():%Y%m%d-%H%M%S}")
+        return captures.rename(aside)
+
     def _follow(self, deployment: str) -> None:
         self._follow_run(self.observer.start(deployment), self.teller.stage)
 
@@ -283,9 +302,9 @@ class Story:
                 self.teller.say(escape(line.replace("**", "")))
 
     def _show(self, answer: Answer, before: str | None = None) -> None:
-        lines = [f"[bold]v{answer.version}[/] says: [bold]{answer.caption}[/]"]
+        lines = [f"[bold]v{answer.version}[/] says: [bold]{escape(answer.caption)}[/]"]
         if before is not None:
-            lines.insert(0, f"v{self.first.version} said: {before}")
+            lines.insert(0, f"v{self.first.version} said: {escape(before)}")
         lines += ["", "people say:", *(f"  {text}" for text in answer.scene.references)]
         self.teller.show(answer.scene.image, lines)
 

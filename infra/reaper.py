@@ -1,14 +1,14 @@
 """Ends every process of a local stack: when asked, and when the stack's owner dies.
 
-Each process of a stack, however deep, carries `CAPTIONLOOP_STACK=<var folder>` in its environment.
-That mark survives new sessions and dead parents, so nothing can be orphaned out of reach.
+Each process of a stack, however deep, carries `CAPTIONLOOP_STACK=<var folder>#<stack>` in its
+environment. That mark survives new sessions and dead parents, so nothing can be orphaned out of
+reach; the part before the # finds the processes of all stacks that ever ran on a folder.
 """
 
 import contextlib
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 
@@ -18,34 +18,34 @@ MARK = "CAPTIONLOOP_STACK"
 GRACE_SECONDS = 8.0
 
 
-def guard(var: Path) -> "subprocess.Popen[bytes]":
-    """Starts a reaper that ends the stack on `var` as soon as this process is gone."""
+def guard(mark: str) -> "subprocess.Popen[bytes]":
+    """Starts a reaper that ends the processes of `mark` as soon as this process is gone."""
     environment = {k: v for k, v in os.environ.items() if k != MARK}
-    command = [sys.executable, "-m", "infra.reaper", str(var)]
+    command = [sys.executable, "-m", "infra.reaper", mark]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, start_new_session=True
     )
 
 
-def members(var: Path) -> list[psutil.Process]:
-    """The living processes that carry the mark of the stack on `var`."""
+def members(mark: str) -> list[psutil.Process]:
+    """The living processes whose mark begins with `mark`."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.pid != os.getpid() and process.environ().get(MARK) == str(var):
+            if process.pid != os.getpid() and process.environ().get(MARK, "").startswith(mark):
                 found.append(process)
         except psutil.Error:
             continue
     return found
 
 
-def reap(var: Path) -> None:
-    """Ends the stack's processes: politely, then, after a grace time, at once."""
-    processes = members(var)
+def reap(mark: str) -> None:
+    """Ends the processes of `mark`: politely, then, after a grace time, at once."""
+    processes = members(mark)
     for process in processes:
         _signal(process, "terminate")
     psutil.wait_procs(processes, timeout=GRACE_SECONDS)
-    while processes := members(var):
+    while processes := members(mark):
         for process in processes:
             _signal(process, "kill")
         psutil.wait_procs(processes, timeout=GRACE_SECONDS)
@@ -58,4 +58,4 @@ def _signal(process: psutil.Process, name: str) -> None:
 
 if __name__ == "__main__":
     sys.stdin.buffer.read()  # ends when the owner closes the pipe, or dies and the system does
-    reap(Path(sys.argv[1]))
+    reap(sys.argv[1])

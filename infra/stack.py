@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -45,6 +46,7 @@ class Stack:
         ports = preferred_ports or {}
         self.prefect_file = str(prefect_file)
         self.var = settings().var.resolve()
+        self.mark = f"{self.var}#{uuid.uuid4().hex}"
         self.model_name = model_name
         self.prefect_url = f"http://{HOST}:{_port(ports.get('prefect'))}"
         self.mlflow_url = f"http://{HOST}:{_port(ports.get('mlflow'))}"
@@ -58,12 +60,12 @@ class Stack:
             for folder in ("logs", "mlflow", "prefect", "bentoml"):
                 (self.var / folder).mkdir(parents=True, exist_ok=True)
             entering.enter_context(_only_one(self.var))
-            reaper.reap(self.var)  # what a stack that was killed with its reaper left behind
-            guard = reaper.guard(self.var)
+            reaper.reap(f"{self.var}#")  # what a killed stack left, if its reaper is not done
+            guard = reaper.guard(self.mark)
             entering.callback(guard.wait)
             assert guard.stdin is not None
             entering.callback(guard.stdin.close)
-            entering.callback(reaper.reap, self.var)
+            entering.callback(reaper.reap, self.mark)
             entering.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             signal.signal(signal.SIGTERM, _exit_on_signal)
             self._exit = entering.pop_all()
@@ -175,7 +177,7 @@ class Stack:
             time.sleep(0.25)
 
     def _marked_environment(self, extra: dict[str, str] | None = None) -> dict[str, str]:
-        mark = {reaper.MARK: str(self.var)}
+        mark = {reaper.MARK: self.mark}
         return {**os.environ, **self.environment, **mark, **(extra or {})}
 
     def _log(self, name: str) -> Path:

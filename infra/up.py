@@ -4,6 +4,7 @@ import sys
 import time
 
 from rich.console import Console
+from rich.markup import escape
 
 from configs.loader import from_command_line
 from infra.stack import Stack, StackError
@@ -30,7 +31,7 @@ def main() -> int:
                 stack.check()
                 time.sleep(1)
     except StackError as error:
-        console.print(f"[bold red]error:[/] {error}")
+        console.print(f"[bold red]error:[/] {escape(str(error))}")
         return 1
     except KeyboardInterrupt:
         console.print("\nEvery process is ended.")
@@ -57,7 +58,7 @@ def _say(console: Console, stack: Stack, served: str | None) -> None:
     else:
         console.print(f"[bold]captioner[/]  {stack.model_name} has no champion yet: run make demo")
     console.print("\nTo use them from another terminal:")
-    for key in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+    for key in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "CAPTIONLOOP_CAPTURES", "BENTOML_HOME"):
         console.print(f"  export {key}={stack.environment[key]}")
     console.print("\nCtrl-C ends all of it.")
 

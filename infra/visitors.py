@@ -50,12 +50,6 @@ class Visitor:
         body = {"request_id": answer.request_id, "caption": answer.scene.references[0]}
         self._client.post("/v1/feedback", json=body).raise_for_status()
 
-    def version(self) -> str:
-        """The model version that answers now."""
-        response = self._client.get("/v1/model")
-        response.raise_for_status()
-        return str(response.json()["version"])
-
 
 def send(
     service_url: str, world: str, seed: int, indices: Iterable[int], *, correcting: bool
@@ -85,15 +79,16 @@ class Traffic:
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._pool = ThreadPoolExecutor(1)
 
     def __enter__(self) -> "Traffic":
-        self._thread.start()
+        self._running = self._pool.submit(self._run)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._running.result()  # raises what the thread died of, if it did
+        self._pool.shutdown()
 
     def _run(self) -> None:
         index = 0

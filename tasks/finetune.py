@@ -8,6 +8,7 @@ from configs.schema import FinetuneConfig, GenerationConfig, ModelConfig
 from configs.settings import settings
 from tasks.artifacts import progress, publish, table
 from tasks.caching import BY_CONTENT
+from tasks.data import versioning
 from tasks.refs import ModelRef, PreparedRef
 from tasks.registry import runs, versions
 from tasks.training import candidate
@@ -28,7 +29,9 @@ def finetune(
     start_from = versions.fetch(base) if isinstance(base, ModelRef) else base
     source = model.model_copy(update={"base": str(start_from)}) if start_from else model
     models = settings().var / "models"
-    job = TrainJob(model=source, finetune=config, dataset=data.path, out=models, seed=seed)
+    job = TrainJob(
+        model=source, finetune=config, dataset=versioning.fetch(data), out=models, seed=seed
+    )
     move = progress("finetune-progress", f"Fine-tuning {name}, {config.max_steps} steps")
     run_name = f"{Path(model.base).name}, {config.max_steps} steps"
     with runs.training(name, {"model": model, "finetune": config}, data, seed, run_name) as run_id:

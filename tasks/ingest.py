@@ -7,6 +7,7 @@ from configs.settings import settings
 from tasks.artifacts import publish, table
 from tasks.caching import BY_CONTENT
 from tasks.data import feedback, raw
+from tasks.data.feedback import NotEnoughFeedback as NotEnoughFeedback
 from tasks.refs import DatasetRef
 
 

@@ -24,10 +24,11 @@ def require_champion(name: str, champion: VersionRef | None) -> VersionRef:
 
 
 @task
-def promote(version: VersionRef, bento: BentoRef) -> None:
-    """Makes `version` the champion and its predecessor `previous`."""
-    lineage.record_promotion(version, bento.tag)
-    versions.promote(version)
+def promote(version: VersionRef, bento: BentoRef, over: VersionRef | None) -> None:
+    """Makes `version` the champion in place of `over`, the one that it was judged against."""
+    lineage.record_bento(version, bento.tag)
+    versions.promote(version, over=over)
+    lineage.record_promotion(version)
     rows = {
         "champion": f"{version.name} v{version.version}",
         "Bento": bento.tag,
@@ -40,6 +41,6 @@ def promote(version: VersionRef, bento: BentoRef) -> None:
 def roll_back(name: str, version: int | None) -> VersionRef:
     """Puts the version under `previous`, or the named one, back as champion."""
     restored = versions.restorable(name, version)
-    versions.promote(restored)
+    versions.promote(restored, over=versions.by_alias(name, versions.CHAMPION))
     publish("rollback", f"{name} v{restored.version} serves again.", "The restored champion")
     return restored

@@ -21,7 +21,7 @@ class Ref(BaseModel):
         return Path(self.uri)
 
     def exists(self) -> bool:
-        """Whether the bytes are still there or can be fetched; a cache hit is only trusted then."""
+        """Whether the bytes are still there; a cache hit is only trusted then."""
         return self.path.exists()
 
 

@@ -19,12 +19,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CARD_FILE = "captionloop.json"
+BLIP_IMAGE_SIZE = 384
 _LOADING = threading.Lock()
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
 class BadModelFolder(ValueError):
     """The folder does not hold a model that the engine can load."""
+
+
+class WrongImageSize(ValueError):
+    """Pixels of another size than the model was made for."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,11 @@ class Engine:
         self._mean, self._std = tuple(mean), tuple(std)
 
     @classmethod
-    def load(
-        cls, folder: Path, *, device: str = "auto", num_threads: int | None = None
-    ) -> "Engine":
+    def load(cls, folder: Path, *, device: str = "auto") -> "Engine":
         """Load a folder in Hugging Face layout, safetensors only; `auto`: a GPU if there is one.
 
-        `num_threads` (else CAPTIONLOOP_THREADS, else torch's choice: the physical cores) is set
-        for the whole process. Raises BadModelFolder.
+        CAPTIONLOOP_THREADS (else torch's choice: the physical cores) is set for the whole process.
+        Raises BadModelFolder for what is wrong with the folder, not for a failing disk or memory.
         """
         import torch
 
@@ -74,7 +77,7 @@ class Engine:
             raise BadModelFolder(
                 f"{folder} needs a preprocessor_config.json with image_mean and image_std."
             )
-        if threads := num_threads or int(os.environ.get("CAPTIONLOOP_THREADS", 0)):
+        if threads := int(os.environ.get("CAPTIONLOOP_THREADS", 0)):
             torch.set_num_threads(threads)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -93,17 +96,13 @@ class Engine:
         """Captions of uint8 [n, H, W, 3], H and W being `image_size`."""
         return self.run(pixels, max_new_tokens=max_new_tokens, num_beams=num_beams)[0]
 
-    def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """float32 [n, d]: the mean patch token of the vision tower's last hidden state."""
-        import torch
-
-        with torch.inference_mode():
-            return _pooled(self._see(pixels))
-
     def run(
         self, pixels: np.ndarray, *, max_new_tokens: int, num_beams: int = 1
     ) -> tuple[list[Caption], np.ndarray]:
-        """Captions and embeddings of the same images by one pass of the vision tower."""
+        """Captions and embeddings of the same images by one pass of the vision tower.
+
+        An embedding (float32 [n, d]) is the mean patch token of the tower's last hidden state.
+        """
         import torch
 
         with torch.inference_mode():
@@ -121,13 +120,26 @@ class Engine:
 
     def _see(self, pixels: np.ndarray) -> "torch.Tensor":
         size = self.image_size
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
-            raise ValueError(
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
+            wrong = WrongImageSize if pixels.dtype == np.uint8 and pixels.ndim == 4 else ValueError
+            raise wrong(
                 f"pixels must be uint8 [n, {size}, {size}, 3], "
                 f"not {pixels.dtype} {list(pixels.shape)}; make them with images.to_pixels."
             )
         values = normalize(pixels, self._mean, self._std).to(self._model.device)
         return self._model.vision_model(pixel_values=values).last_hidden_state
+
+
+def image_size_of(folder: Path) -> int:
+    """The `image_size` that the folder's engine has, told without loading it.
+
+    Raises BadModelFolder.
+    """
+    config = _read_json(folder / "config.json")
+    if config is None:
+        raise BadModelFolder(f"{folder} has no config.json.")
+    # Transformers writes only what differs from BLIP's own size.
+    return int((config.get("vision_config") or {}).get("image_size", BLIP_IMAGE_SIZE))
 
 
 def _load_parts(folder: Path) -> "tuple[Any, PreTrainedTokenizerBase]":
@@ -144,8 +156,17 @@ def _load_parts(folder: Path) -> "tuple[Any, PreTrainedTokenizerBase]":
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            if _is_the_machines(error):
+                raise
             raise BadModelFolder(f"{folder} could not be loaded: {error}") from error
     return model, tokenizer
+
+
+def _is_the_machines(error: Exception) -> bool:
+    """Whether a disk or memory failed, so that the same folder may load another time."""
+    if isinstance(error, OSError):
+        return error.errno is not None  # Transformers' own OSErrors, of bad files, have none
+    return "allocate memory" in str(error).lower()
 
 
 def _pooled(image_embeds: "torch.Tensor") -> np.ndarray:

@@ -19,6 +19,13 @@ from bentos.captioner.settings import BadSetting
 logger = logging.getLogger(__name__)
 
 MAX_DELAY_SECONDS = 30.0
+# What loading raises of files that came whole but are wrong (BadModelFolder, GoldenMismatch, … are
+# ValueErrors); all else, of the disk, the memory or the registry, may pass.
+VERSION_FAULTS = (ValueError, LookupError, TypeError, FileNotFoundError)
+
+
+class BadVersion(ValueError):
+    """A version that would fail again however often it is loaded."""
 
 
 class Follower:
@@ -33,6 +40,7 @@ class Follower:
         self._runtime = runtime
         self._every = every_seconds
         self._delay = every_seconds
+        self._trouble: type[BaseException] | None = None
         self._refused: set[str] = set()
         self._client: Any = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="follow")
@@ -48,46 +56,43 @@ class Follower:
 
     async def check(self) -> None:
         """Look once; take the alias's version up if it is neither the current nor a refused one."""
-        version = await self._ask(self._aliased_version)
-        if version is None or version in self._refused or self._is_current(version):
-            return
-        with tempfile.TemporaryDirectory(prefix="captioner-") as folder:
-            fetched = await self._ask(self._fetch, version, Path(folder))
-            if fetched is not None:
-                await self._take_up(version, fetched)
+        version, error = await self._settle(self._aliased_version)
+        if error is None and version not in self._refused and not self._is_current(version):
+            model, error = await self._settle(self._bring, version)
+            if isinstance(error, BadVersion):
+                self._refuse(version, error)
+                error = None
+            elif error is None:
+                self._runtime.swap(model)
+                logger.info("version %s of %s answers from now on", version, self._name)
+        self._pace(error)
 
     def _is_current(self, version: str) -> bool:
         return (self._runtime.model.name, self._runtime.model.version) == (self._name, version)
 
-    async def _ask(self, question: Callable[..., Any], *args: object) -> Any:
-        """The registry's answer, None if it failed: then the next look waits longer."""
-        answer, error = await self._settle(question, *args)
+    def _refuse(self, version: str, error: BadVersion) -> None:
+        self._refused.add(version)
+        self._runtime.telemetry.swap_failures.inc()
+        logger.error(
+            "version %s of %s is refused, version %s keeps answering: %s",
+            version,
+            self._name,
+            self._runtime.model.version,
+            error,
+        )
+
+    def _pace(self, error: BaseException | None) -> None:
+        """Wait longer after each look that failed; log the first of each kind in a row."""
         if error is None:
-            if self._delay > self._every:
+            if self._trouble is not None:
                 logger.info("%s can be followed again", self._uri)
-            self._delay = self._every
-            return answer
-        if self._delay == self._every:
-            logger.warning("%s can't be followed now, trying on: %s", self._uri, error)
+            self._trouble, self._delay = None, self._every
+            return
+        if type(error) is not self._trouble:
+            logger.warning("%s can't be followed now, trying on: %r", self._uri, error)
+        self._trouble = type(error)
         self._runtime.telemetry.follow_errors.inc()
         self._delay = max(self._every, min(self._delay * 2, MAX_DELAY_SECONDS))
-        return None
-
-    async def _take_up(self, version: str, folder: Path) -> None:
-        model, error = await self._settle(self._load, version, folder)
-        if error is not None:
-            self._refused.add(version)
-            self._runtime.telemetry.swap_failures.inc()
-            logger.error(
-                "version %s of %s is refused, version %s keeps answering: %s",
-                version,
-                self._name,
-                self._runtime.model.version,
-                error,
-            )
-            return
-        self._runtime.swap(model)
-        logger.info("version %s of %s answers from now on", version, self._name)
 
     async def _settle(
         self, function: Callable[..., Any], *args: object
@@ -108,6 +113,11 @@ class Follower:
             self._client = MlflowClient()
         return str(self._client.get_model_version_by_alias(self._name, self._alias).version)
 
+    def _bring(self, version: str) -> ServedModel:
+        """Fetch, load, warm and check a version. Raises BadVersion, or what may pass as it is."""
+        with tempfile.TemporaryDirectory(prefix="captioner-") as scratch:
+            return self._load(version, self._fetch(version, Path(scratch)))
+
     def _fetch(self, version: str, into: Path) -> Path:
         """The version's files; the model folder may lie some levels down in the artifacts."""
         from mlflow.artifacts import download_artifacts
@@ -115,11 +125,16 @@ class Follower:
         root = Path(
             download_artifacts(artifact_uri=f"models:/{self._name}/{version}", dst_path=str(into))
         )
+        if not any(root.iterdir()):  # so MLflow tells of artifacts that are away
+            raise FileNotFoundError(f"Version {version} of {self._name} came without a file.")
         configs = sorted(root.rglob("config.json"), key=lambda path: len(path.parts))
         return configs[0].parent if configs else root
 
     def _load(self, version: str, folder: Path) -> ServedModel:
         source = f"models:/{self._name}/{version}"
-        model = load_model(folder, source=source, name=self._name, version=version)
-        check_golden(model, folder)
+        try:
+            model = load_model(folder, source=source, name=self._name, version=version)
+            check_golden(model, folder)
+        except VERSION_FAULTS as error:
+            raise BadVersion(str(error)) from error
         return model

@@ -23,6 +23,8 @@ app = create_app()
 @bentoml.service(
     name="captioner",
     workers=1,
+    # BentoML's own default is every interface; `--host` still wins.
+    http={"host": "127.0.0.1"},
     # Spinning OpenMP threads steal the cores from the decoders: 2 threads were 5 times slower.
     envs=[{"name": "OMP_WAIT_POLICY", "value": "PASSIVE"}],
 )

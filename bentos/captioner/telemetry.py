@@ -50,7 +50,9 @@ class Telemetry:
             "captioner_swap_failures", "New models refused because they failed.", registry=into
         )
         self.follow_errors = Counter(
-            "captioner_follow_errors", "Times the registry could not be asked.", registry=into
+            "captioner_follow_errors",
+            "Looks at the registry that failed and were tried again.",
+            registry=into,
         )
         self.capture_drops = Counter(
             "captioner_capture_drops", "Captures lost because the writer was behind.", registry=into

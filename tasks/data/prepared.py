@@ -25,6 +25,10 @@ class PreparedError(ValueError):
     """A folder is not the prepared dataset that it should be."""
 
 
+class EmptySplit(ValueError):
+    """No image is left to train on, to validate with or to test on."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What `prepare` made: the folder, its content's digest, and counts."""
@@ -105,11 +109,18 @@ def prepare(validated: DatasetRef, config: DataConfig, seed: int, out: Path) -> 
     """Decode, resize and split a validated dataset into `out/<digest>/`.
 
     The digest is of the written content, so machine, paths and number of threads don't enter it.
+    Raises: EmptySplit, PreparedError.
     """
     by_split: dict[str, list[Record]] = {name: [] for name in SPLITS}
     for record in read_records(validated):
         assert record.sha256 is not None  # the checks let no missing image through
         by_split[assign(record.sha256, config.splits, seed, record.split)].append(record)
+    sizes = {name: len(records) for name, records in by_split.items()}
+    if not all(sizes.values()):
+        counts = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise EmptySplit(
+            f"every split needs images, there are: {counts}; change data.splits or add images."
+        )
     with folders.staging(out) as staged:
         card: dict[str, Any] = {"image_size": config.image_size, "splits": {}}
         content = []
@@ -123,7 +134,6 @@ def prepare(validated: DatasetRef, config: DataConfig, seed: int, out: Path) -> 
         card["digest"] = folders.digest_of([card, content])
         folders.write_json(staged / "dataset.json", card)
         folder = folders.publish(staged, (out / card["digest"]).resolve())
-    sizes = {name: len(records) for name, records in by_split.items()}
     log.info("prepared %s in %s", sizes, folder)
     return Prepared(
         folder=folder,
@@ -149,9 +159,6 @@ def _write_pixels(
     """Fill the array on threads (Pillow and hashlib let go of the GIL); the images' digests."""
     size = config.image_size
     shape = (len(records), size, size, 3)
-    if not records:
-        np.save(path, np.empty(shape, np.uint8))  # an empty file cannot be mapped
-        return []
     pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 
     def fill(place: int) -> str:

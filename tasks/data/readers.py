@@ -6,6 +6,7 @@ tell that is the checks' work, and a reader that skips would hide it.
 
 import csv
 import io
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,17 +47,17 @@ def read_csv(source: CsvSource) -> Iterator[Row]:
     """Flickr's `image,caption` file: one caption a line, an image's lines in any place."""
     if not source.captions.is_file():
         raise SourceError(f"{source.captions}: no such file; set data.source.captions to the CSV.")
+    folder = source.images.resolve()
     try:
-        captions = _captions(source.captions)
+        captions = _captions(source.captions, folder)
     except (UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{source.captions}: not a CSV in UTF-8: {error}") from error
-    folder = source.images.resolve()
     for name, references in captions.items():
         yield Row(name, folder / name, tuple(references), None, source.format)
 
 
-def _captions(path: Path) -> dict[str, list[str]]:
-    """Image name -> captions, both in the order of the file."""
+def _captions(path: Path, folder: Path) -> dict[str, list[str]]:
+    """Names of images in `folder` -> captions, both in the order of the file."""
     captions: dict[str, list[str]] = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file)
@@ -67,8 +68,15 @@ def _captions(path: Path) -> dict[str, list[str]]:
                 "it has to be the header 'image,caption'."
             )
         for line in lines:
-            if line:
-                captions.setdefault(line[0].strip(), []).append(_caption(line[1:]))
+            if not line:
+                continue
+            name = line[0].strip()
+            if not Path(os.path.normpath(folder / name)).is_relative_to(folder):
+                raise SourceError(
+                    f"{path}, line {lines.line_num}: {name!r} is outside the images' folder; "
+                    "name images by their place in data.source.images."
+                )
+            captions.setdefault(name, []).append(_caption(line[1:]))
     return captions
 
 

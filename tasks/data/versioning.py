@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from configs.settings import settings
 from tasks.data import folders
+from tasks.refs import PreparedRef
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -36,6 +37,16 @@ def version(folder: Path, name: str) -> str:
         md5 = str(stage.outs[0].hash_info.value)
     log.info("versioned %s as %s", name, md5)
     return md5
+
+
+def fetch(dataset: PreparedRef) -> Path:
+    """The dataset's folder on this machine, restored when it isn't here."""
+    if dataset.path.exists():
+        return dataset.path
+    folder = settings().var / "datasets" / "prepared" / dataset.digest
+    if not folder.exists():
+        restore(dataset.dvc_md5, folder)
+    return folder
 
 
 def restore(dvc_md5: str, to: Path) -> None:

@@ -42,9 +42,10 @@ def judge(
 ) -> Verdict:
     """Decides; every input has a verdict, none raises.
 
-    A first model must clear `config.floors` on `test`. Later ones must be better than the champion
-    on `current` (else `test`) and not worse than `config.margin` on every other slice. What cannot
-    be compared soundly goes to a person; a candidate that fails is rejected whatever else holds.
+    A first model must clear `config.floors` on `test`; with none set, a person decides. Later ones
+    must be better than the champion on `current` (else `test`) and not worse than `config.margin`
+    on every other slice. What cannot be compared soundly goes to a person; a candidate that fails
+    is rejected whatever else holds.
     `champion` is None where it has no readable evaluation.
     """
     broken = _broken(candidate)
@@ -116,7 +117,15 @@ def _broken(candidate: Evaluation | None) -> list[_Finding]:
 
 
 def _against_floors(candidate: Evaluation, config: GateConfig) -> list[_Finding]:
-    findings = [_Finding("promote", "There is no champion yet: the floors decide.")]
+    if not config.floors:
+        reason = "There is no champion yet and gate.floors is empty: nothing to judge by."
+        findings = [_Finding("needs_approval", reason)]
+    else:
+        findings = [_Finding("promote", "There is no champion yet: the floors decide.")]
+    num_images = len(candidate.slices["test"].image_ids)
+    if num_images < config.min_images:
+        reason = f"test: only {num_images} images, gate.min_images asks for {config.min_images}."
+        findings.append(_Finding("needs_approval", reason))
     corpus = candidate.slices["test"].corpus
     for metric, floor in config.floors.items():
         value = corpus.get(metric, math.nan)

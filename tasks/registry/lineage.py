@@ -10,6 +10,7 @@ import yaml
 
 from configs.schema import Config
 from configs.settings import settings
+from tasks.data import folders
 from tasks.metrics.evaluation import Evaluation
 from tasks.metrics.gate import Comparison
 from tasks.refs import EvaluationRef, ModelRef, PreparedRef, Verdict, VersionRef
@@ -67,9 +68,15 @@ def record_verdict(
     versions.tag(version, {"verdict": verdict.decision}, description="\n".join(told))
 
 
-def record_promotion(version: VersionRef, bento: str) -> None:
+def record_bento(version: VersionRef, tag: str) -> None:
+    """Names the Bento that passed its smoke run with this version."""
+    versions.tag(version, {"bento": tag})
+
+
+def record_promotion(version: VersionRef) -> None:
+    """Says when the version became champion: only such a one can be rolled back to."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    versions.tag(version, {"bento": bento, "promoted_at": now})
+    versions.tag(version, {"promoted_at": now})
 
 
 def labels(version: VersionRef, data: PreparedRef) -> dict[str, str]:
@@ -112,9 +119,10 @@ def evaluation_folder(version: VersionRef) -> Path:
     local = settings().var / "evaluations" / digest
     if local.exists():
         return local
-    fetched = tempfile.mkdtemp(prefix="captionloop-evaluation-")
-    artifact = f"evaluation/{digest}"
-    return Path(runs.client().download_artifacts(version.model.run_id, artifact, fetched))
+    with folders.staging(local.parent) as staged:
+        artifact = f"evaluation/{digest}"
+        fetched = runs.client().download_artifacts(version.model.run_id, artifact, str(staged))
+        return folders.publish(Path(fetched), local)
 
 
 def _tags(version: VersionRef) -> dict[str, str]:

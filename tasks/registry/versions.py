@@ -21,6 +21,10 @@ class NoSuchVersion(ValueError):
     """The registry has no such model, version or alias."""
 
 
+class ChampionChanged(RuntimeError):
+    """The champion is not the one that a challenger was judged against."""
+
+
 def log_model(run_id: str, folder: Path, *, name: str, digest: str) -> ModelRef:
     """Stores a model folder with its run as an MLflow LoggedModel."""
     mlflow = client()
@@ -50,6 +54,8 @@ def fetch(model: ModelRef) -> Path:
         temporary = tempfile.mkdtemp(dir=folder.parent, prefix=".fetching-")
         try:
             download_artifacts(f"models:/{model.model_id}", dst_path=temporary)
+            if not any(Path(temporary).iterdir()):  # MLflow's answer where the files are gone
+                raise NoSuchVersion(f"MLflow has no files of model {model.model_id} any more")
             os.replace(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -63,7 +69,9 @@ def register(name: str, model: ModelRef, tags: Mapping[str, str]) -> VersionRef:
     mlflow = client()
     try:
         mlflow.get_registered_model(name)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         mlflow.create_registered_model(name)
     made = mlflow.create_model_version(
         name,
@@ -113,14 +121,23 @@ def tag(version: VersionRef, tags: Mapping[str, str], description: str | None = 
         mlflow.update_model_version(version.name, str(version.version), description)
 
 
-def promote(version: VersionRef) -> None:
-    """Makes `version` the champion; whoever was it before becomes `previous`. Safe to repeat."""
+def promote(version: VersionRef, *, over: VersionRef | None) -> None:
+    """Makes `version` the champion in place of `over`, which becomes `previous`.
+
+    Safe to repeat after a crash. Raises ChampionChanged, with nothing moved, when another version
+    than `over` is champion by now: `version` was not judged against that one.
+    """
     mlflow = client()
     aliases = _aliases(version.name)
-    current = aliases.get(CHAMPION)
-    if current is not None and current != version.version:
-        mlflow.set_registered_model_alias(version.name, PREVIOUS, str(current))
+    expected = None if over is None else over.version
+    if aliases.get(CHAMPION) not in (expected, version.version):
+        raise ChampionChanged(
+            f"{version.name} v{version.version} was judged against {_told(expected)}, "
+            f"but {_told(aliases.get(CHAMPION))} is champion by now: run the training flow again"
+        )
     mlflow.set_registered_model_alias(version.name, CHAMPION, str(version.version))
+    if expected not in (None, version.version):
+        mlflow.set_registered_model_alias(version.name, PREVIOUS, str(expected))
     if aliases.get(CHALLENGER) == version.version:
         mlflow.delete_registered_model_alias(version.name, CHALLENGER)
 
@@ -142,6 +159,10 @@ def retire_aliases(name: str) -> None:
     """Leaves `name` without champion, challenger and previous; its versions stay."""
     for alias in _aliases(name):
         client().delete_registered_model_alias(name, alias)
+
+
+def _told(version: int | None) -> str:
+    return "no champion" if version is None else f"v{version}"
 
 
 def _aliases(name: str) -> dict[str, int]:

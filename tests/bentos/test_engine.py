@@ -1,16 +1,17 @@
+import errno
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bentos.captioner.engine import BadModelFolder, Engine
+from bentos.captioner.engine import BadModelFolder, Engine, WrongImageSize, image_size_of
 from bentos.captioner.images import normalize, to_pixels
 
 
 @pytest.fixture(scope="module")
 def engine(tiny_blip: Path) -> Engine:
-    return Engine.load(tiny_blip, device="cpu", num_threads=1)
+    return Engine.load(tiny_blip, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +65,11 @@ def test_log_probability_is_that_of_one_teacher_forced_pass(
         assert caption.log_probability == pytest.approx(expected, abs=1e-3)
 
 
-def test_run_gives_what_caption_and_embed_give(engine, pixels, reference) -> None:
+def test_run_gives_captions_and_mean_patch_tokens(engine, pixels, reference) -> None:
     import torch
 
     captions, embeddings = engine.run(pixels, max_new_tokens=6)
     assert captions == engine.caption(pixels, max_new_tokens=6)
-    assert np.array_equal(embeddings, engine.embed(pixels))
     with torch.inference_mode():
         values = normalize(pixels, engine._mean, engine._std)
         hidden = reference.vision_model(values).last_hidden_state
@@ -83,10 +83,19 @@ def test_the_models_tell_pictures_apart(engine, pixels) -> None:
 
 
 def test_wrong_pixels_are_refused_with_the_shape_expected(engine) -> None:
-    with pytest.raises(ValueError, match=r"uint8 \[n, 72, 72, 3\]"):
-        engine.embed(np.zeros((1, 64, 64, 3), np.uint8))
+    with pytest.raises(WrongImageSize, match=r"uint8 \[n, 72, 72, 3\]"):
+        engine.run(np.zeros((1, 64, 64, 3), np.uint8), max_new_tokens=1)
     with pytest.raises(ValueError, match="float32"):
-        engine.embed(np.zeros((1, 72, 72, 3), np.float32))
+        engine.run(np.zeros((1, 72, 72, 3), np.float32), max_new_tokens=1)
+
+
+@pytest.mark.parametrize("size", [48, 384])
+def test_the_image_size_is_told_without_loading_the_weights(make_tiny_blip, tmp_path, size) -> None:
+    folder = make_tiny_blip(tmp_path / "model", seed=0, version="1", image_size=size)
+    assert image_size_of(folder) == Engine.load(folder, device="cpu").image_size == size
+    (folder / "config.json").unlink()
+    with pytest.raises(BadModelFolder, match=r"no config\.json"):
+        image_size_of(folder)
 
 
 def test_a_pickle_is_never_loaded(tiny_blip, tmp_path) -> None:
@@ -110,3 +119,18 @@ def test_truncated_weights_are_refused(tiny_blip, tmp_path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(BadModelFolder):
         Engine.load(folder)
+
+
+@pytest.mark.parametrize("trouble", ["disk", "memory"])
+def test_the_machines_trouble_is_not_blamed_on_the_folder(tiny_blip, monkeypatch, trouble) -> None:
+    import torch
+    from transformers import BlipForConditionalGeneration
+
+    def fail(*args: object, **options: object) -> None:
+        if trouble == "disk":
+            raise OSError(errno.EIO, "Input/output error")
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr(BlipForConditionalGeneration, "from_pretrained", fail)
+    with pytest.raises((OSError, RuntimeError), match=r"Input/output|allocate"):
+        Engine.load(tiny_blip)

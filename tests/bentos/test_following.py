@@ -1,7 +1,9 @@
 import asyncio
+import errno
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from bentos.captioner import following
 from bentos.captioner.following import Follower
 from bentos.captioner.golden import GoldenMismatch, check_golden, write_golden
 from bentos.captioner.images import to_pixels
@@ -71,6 +74,15 @@ def with_golden(folder: Path, picture, *, wrong: bool = False) -> Path:
     return folder
 
 
+def not_finite(folder: Path) -> Path:
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    damaged = {name: np.full_like(value, np.nan) for name, value in weights.items()}
+    save_file(damaged, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 class Following:
     def __init__(self, model_folder: Path) -> None:
         self.registry = CollectorRegistry()
@@ -104,6 +116,7 @@ def test_requests_over_swaps_all_succeed_and_bad_versions_are_refused(
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "README").write_text("no model here")
+    nan = not_finite(shutil.copytree(tiny_blip, tmp_path / "nan"))
     best = make_tiny_blip(tmp_path / "best", seed=2, version="-", image_size=48)
 
     async def main() -> None:
@@ -123,6 +136,7 @@ def test_requests_over_swaps_all_succeed_and_bad_versions_are_refused(
             (lying, False),
             (broken, False),
             (empty, False),
+            (nan, False),
             (best, True),
         ):
             version = await asyncio.to_thread(promote, folder)
@@ -137,13 +151,13 @@ def test_requests_over_swaps_all_succeed_and_bad_versions_are_refused(
         await service.runtime.close()
         assert list(dict.fromkeys(versions)) == expected
         assert service.runtime.model.source == f"models:/{NAME}/{expected[-1]}"
-        assert (service.count("swaps"), service.count("swap_failures")) == (2, 3)
+        assert (service.count("swaps"), service.count("swap_failures")) == (2, 4)
         assert service.count("follow_errors") == 0
 
     with caplog.at_level(logging.ERROR, logger="bentos.captioner.following"):
         asyncio.run(main())
     refusals = [record for record in caplog.records if "refused" in record.message]
-    assert len(refusals) == 3
+    assert len(refusals) == 4
     assert "what nobody said" in refusals[0].message
 
 
@@ -186,6 +200,73 @@ def test_a_registry_that_fails_is_asked_ever_more_rarely_until_it_answers(
     with caplog.at_level(logging.WARNING, logger="bentos.captioner.following"):
         asyncio.run(main())
     assert sum("can't be followed" in record.message for record in caplog.records) == 1
+
+
+def test_trouble_that_passes_is_waited_out_and_the_version_taken_up(
+    tiny_blip, promote, tmp_path, monkeypatch, caplog
+) -> None:
+    version = promote(tiny_blip)
+
+    async def main() -> None:
+        service = Following(tiny_blip)
+
+        def load_with(error: Exception) -> Callable[..., None]:
+            def fail(*args: object, **options: object) -> None:
+                raise error
+
+            return fail
+
+        no_space = load_with(OSError(errno.ENOSPC, "No space left on device"))
+        no_memory = load_with(MemoryError("no memory left"))
+        for failures, (where, name, trouble) in enumerate(
+            [
+                (tempfile, "tempdir", str(tmp_path / "gone")),
+                (following, "load_model", no_space),
+                (following, "load_model", no_space),
+                (following, "load_model", no_memory),
+            ],
+            start=1,
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(where, name, trouble)
+                await service.follower.check()
+            assert service.runtime.model.version == "7"
+            assert service.count("follow_errors") == failures
+            assert service.follower._delay == pytest.approx(0.01 * 2**failures)
+        await service.follower.check()
+        assert service.runtime.model.version == version
+        assert service.count("swap_failures") == 0
+        assert service.follower._delay == pytest.approx(0.01)
+        await service.runtime.close()
+
+    with caplog.at_level(logging.WARNING, logger="bentos.captioner.following"):
+        asyncio.run(main())
+    # Once for each kind of trouble, not once for each time.
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 3
+    assert "No space left" in messages[1]
+
+
+def test_artifacts_that_can_not_be_fetched_are_asked_for_again(
+    tiny_blip, promote, tracking_uri, tmp_path
+) -> None:
+    version = promote(tiny_blip)
+    artifacts = Path(tracking_uri.removeprefix("sqlite:///")).parent / "artifacts"
+
+    async def main() -> None:
+        service = Following(tiny_blip)
+        shutil.move(artifacts, tmp_path / "away")
+        for _ in range(2):
+            await service.follower.check()
+        assert service.runtime.model.version == "7"
+        assert (service.count("follow_errors"), service.count("swap_failures")) == (2, 0)
+        assert service.follower._delay == pytest.approx(0.04)
+        shutil.move(tmp_path / "away", artifacts)
+        await service.follower.check()
+        assert service.runtime.model.version == version
+        await service.runtime.close()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("uri", ["models:/name/3", "name@champion", "models:/@champion", "runs:/a"])

@@ -82,6 +82,14 @@ def test_a_bento_ships_the_captioner_and_nothing_else(tag) -> None:
 
 
 @pytest.mark.e2e
+def test_a_bento_listens_on_loopback_unless_told_otherwise(tag) -> None:
+    import bentoml
+
+    (service,) = bentoml.bentos.get(tag).info.services
+    assert service.config["http"]["host"] == "127.0.0.1"
+
+
+@pytest.mark.e2e
 def test_a_real_server_captions_learns_counts_and_survives_bad_input(
     tag, golden_folder, encode, picture, tmp_path
 ) -> None:
@@ -170,10 +178,17 @@ def test_the_smoke_run_names_the_picture_that_differs(
 
 
 @pytest.mark.e2e
+def test_a_model_without_golden_pictures_fails_the_smoke_run(bento_home, tiny_blip) -> None:
+    tag = packaging.build(tiny_blip, labels={})
+    with pytest.raises(packaging.SmokeFailed, match="no golden pictures"):
+        packaging.smoke(tag, timeout_seconds=1)
+
+
+@pytest.mark.e2e
 def test_a_model_that_does_not_load_fails_the_smoke_run_with_the_servers_log(
-    bento_home, tiny_blip, tmp_path
+    bento_home, golden_folder, tmp_path
 ) -> None:
-    broken = shutil.copytree(tiny_blip, tmp_path / "model")
+    broken = shutil.copytree(golden_folder, tmp_path / "model")
     (broken / "model.safetensors").write_bytes(b"not a tensor")
     tag = packaging.build(broken, labels={})
     with pytest.raises(packaging.SmokeFailed, match=r"The server ended[\s\S]*BadModelFolder"):

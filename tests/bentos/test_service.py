@@ -127,7 +127,8 @@ def test_what_was_seen_is_captured_and_can_be_corrected(model, png, tmp_path) ->
     assert (captured.width, captured.height) == (90, 60)
     assert captured.brightness == pytest.approx(np.asarray(decode(png(1))).mean() / 255, abs=0.05)
     pixels = to_pixels(decode(png(1)), 72)[np.newaxis]
-    np.testing.assert_allclose(captured.embedding, model.engine.embed(pixels)[0], atol=1e-5)
+    _, embeddings = model.engine.run(pixels, max_new_tokens=1)
+    np.testing.assert_allclose(captured.embedding, embeddings[0], atol=1e-5)
     (labelled,) = read_feedback(tmp_path)
     assert (labelled.captions, labelled.image) == (["a red circle"], png(1))
 

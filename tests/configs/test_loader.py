@@ -42,6 +42,13 @@ def test_every_scenario_of_the_project_loads(path):
     assert load(path).name
 
 
+@pytest.mark.parametrize("path", [*sorted((ROOT / "configs").glob("*.yaml")), None])
+def test_the_least_feedback_that_retrains_can_fill_a_slice_that_the_gate_judges(path, scenario):
+    config = load(path or scenario)
+    expected = config.data.min_feedback * config.data.splits.test
+    assert expected > 1.5 * config.gate.min_images  # images fall into splits by chance
+
+
 def test_a_relative_path_is_looked_up_in_the_current_folder_then_in_the_project(
     scenario, monkeypatch
 ):
@@ -80,6 +87,8 @@ def test_an_unknown_key_like_no_other_gets_no_suggestion(scenario):
         ("finetune.max_steps=many", "finetune.max_steps", "integer"),
         ("finetune.max_steps=0", "finetune.max_steps", "greater than 0"),
         ("finetune.max_steps=2.5", "finetune.max_steps", "integer"),
+        ("data.splits.val=0", "data.splits.val", "greater than 0"),
+        ("data.splits.test=0", "data.splits.test", "greater than 0"),
         ("data.splits.val=1.5", "data.splits.val", "less than or equal to 1"),
         ("data.source.world=dusk", "data.source.world", "'day'"),
         ("data.source.format=parquet", "data.source", "'scenes'"),

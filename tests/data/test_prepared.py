@@ -11,9 +11,10 @@ from PIL import Image
 from bentos.captioner.images import decode, to_pixels
 from configs.schema import ChecksConfig, DataConfig, ScenesSource, SplitsConfig
 from tasks.data import checks
-from tasks.data.prepared import PreparedDataset, PreparedError, prepare
+from tasks.data.folders import sha256, staging
+from tasks.data.prepared import EmptySplit, PreparedDataset, PreparedError, prepare
 from tasks.data.raw import Record, image_path, ingest, read_records, write_dataset
-from tasks.data.splits import assign
+from tasks.data.splits import SPLITS, assign
 from tasks.refs import DatasetRef
 
 SCENES = ScenesSource(format="scenes", count=60, seed=4)
@@ -84,9 +85,9 @@ def test_adding_data_moves_no_image_to_another_split(tmp_path):
 
 def test_where_selects_by_source_with_everything_in_step(tmp_path, write_csv):
     source = write_csv({"a.png": (picture(kind="PNG"), ["A dog runs ."])})
-    config = CONFIG.model_copy(update={"splits": SplitsConfig(val=0, test=0)})
-    prepared = prepare(validated(tmp_path, source, SCENES), config, 0, tmp_path)
-    split = PreparedDataset.open(prepared.folder).split("train")
+    prepared = prepare(validated(tmp_path, source, SCENES), CONFIG, 0, tmp_path)
+    opened = PreparedDataset.open(prepared.folder)
+    split = next(s for s in map(opened.split, SPLITS) if "a.png" in s.image_ids)
     only = split.where(source="csv")
     assert (only.image_ids, only.references) == (["a.png"], [["A dog runs ."]])
     assert np.array_equal(only.pixels, split.pixels[:1])
@@ -98,32 +99,37 @@ def test_where_selects_by_source_with_everything_in_step(tmp_path, write_csv):
     assert split.where(source="feedback").pixels.shape == (0, 48, 48, 3)
 
 
-def test_empty_splits_can_be_opened(tmp_path):
-    config = CONFIG.model_copy(update={"splits": SplitsConfig(val=0, test=0)})
-    prepared = prepare(validated(tmp_path), config, 0, tmp_path)
-    split = PreparedDataset.open(prepared.folder).split("test")
-    assert (len(split), split.pixels.shape) == (0, (0, 48, 48, 3))
+@pytest.mark.parametrize("empty", SPLITS)
+def test_a_split_without_images_stops_it_with_the_counts_and_the_key(tmp_path, empty):
+    dataset = hinted(tmp_path, [(name, "csv") for name in SPLITS if name != empty])
+    with pytest.raises(EmptySplit, match=rf"{empty} 0.*data\.splits") as error:
+        prepare(dataset, CONFIG, 0, tmp_path / "out")
+    assert all(f"{name} {int(name != empty)}" in str(error.value) for name in SPLITS)
+    assert not (tmp_path / "out").exists()
+
+
+def hinted(folder: Path, images: list[tuple[str, str]]) -> DatasetRef:
+    """A validated dataset with an image for each (split the source says, source)."""
+    records = []
+    for number, (hint, source) in enumerate(images):
+        data = picture(shade=number)
+        path = folder / f"{number}.jpg"
+        path.write_bytes(data)
+        records.append(Record(str(number), str(path), sha256(data), ("A dog .",), hint, source))
+    with staging(folder / "v") as staged:
+        return write_dataset(staged, records, folder / "v")
 
 
 def test_the_sources_own_split_and_feedback_are_told(tmp_path):
-    from tasks.data.folders import sha256, staging
-
-    records = []
-    for number, (hint, source) in enumerate([("restval", "csv"), ("test", "feedback")]):
-        data = picture(shade=number)
-        (tmp_path / f"{number}.jpg").write_bytes(data)
-        path = str(tmp_path / f"{number}.jpg")
-        records.append(Record(str(number), path, sha256(data), ("A dog .",), hint, source))
-    with staging(tmp_path / "v") as staged:
-        dataset = write_dataset(staged, records, tmp_path / "v")
+    dataset = hinted(tmp_path, [("restval", "csv"), ("dev", "csv"), ("test", "feedback")])
     prepared = prepare(dataset, CONFIG, 0, tmp_path / "out")
-    assert prepared.split_sizes == {"train": 1, "val": 0, "test": 1}
+    assert prepared.split_sizes == {"train": 1, "val": 1, "test": 1}
     assert prepared.has_feedback
 
 
 def test_an_image_that_changed_since_validation_stops_it(tmp_path, write_csv):
     source = write_csv({"a.png": (picture(kind="PNG"), ["A dog runs ."])})
-    dataset = validated(tmp_path, source)
+    dataset = validated(tmp_path, source, SCENES)
     Image.new("RGB", (64, 64), "red").save(source.images / "a.png")
     with pytest.raises(PreparedError, match="changed since it was validated"):
         prepare(dataset, CONFIG, 0, tmp_path / "out")

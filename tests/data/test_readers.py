@@ -83,6 +83,19 @@ def test_a_file_that_is_no_such_csv_is_refused_with_its_name(tmp_path, content, 
     assert "captions.txt" in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["../secret.jpg", "sub/../../secret.jpg", "/etc/passwd"])
+def test_an_image_outside_the_folder_is_refused_with_its_file_and_line(tmp_path, name):
+    content = f"image,caption\na.jpg,A dog .\n{name},A cat .\n".encode()
+    with pytest.raises(SourceError, match=r"captions\.txt, line 3: .* outside") as error:
+        list(read_csv(csv_source(tmp_path, content)))
+    assert name in str(error.value)
+
+
+def test_an_image_in_a_subfolder_is_inside(tmp_path):
+    (row,) = read_csv(csv_source(tmp_path, b"image,caption\nx/../sub/a.jpg,A dog .\n"))
+    assert row.image_id == "x/../sub/a.jpg"
+
+
 def test_a_missing_source_is_refused_with_the_key_to_change(tmp_path):
     with pytest.raises(SourceError, match=r"data\.source\.captions"):
         list(read_csv(CsvSource(format="csv", images=tmp_path, captions=tmp_path / "no.csv")))

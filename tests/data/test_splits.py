@@ -11,7 +11,7 @@ from tasks.data.folders import sha256
 from tasks.data.splits import SPLITS, assign
 
 KEYS = [sha256(str(number).encode()) for number in range(4000)]
-SHARES = st.floats(0, 0.39)
+SHARES = st.floats(0.001, 0.39)
 
 
 def test_shares_come_out_as_configured():

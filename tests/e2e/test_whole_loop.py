@@ -61,6 +61,6 @@ def test_the_loop_trains_serves_sees_drift_retrains_and_swaps(tmp_path, monkeypa
         champion = versions.by_alias(NAME, versions.CHAMPION)
         previous = versions.by_alias(NAME, versions.PREVIOUS)
         assert (champion.version, previous.version) == (2, 1)
-        marked = reaper.members(stack.var)
+        marked = reaper.members(stack.mark)
         assert marked
     assert not [p for p in marked if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]

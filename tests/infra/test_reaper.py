@@ -23,10 +23,10 @@ PARENT = (
     " stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)"
 )
 OWNER = """
-import pathlib, subprocess, sys, time
+import subprocess, sys, time
 from infra import reaper
 
-reaper.guard(pathlib.Path(sys.argv[1]))
+reaper.guard(sys.argv[1])
 child = [sys.executable, "-c", "import signal; signal.pause()"]
 mark = {reaper.MARK: sys.argv[1]}
 member = subprocess.Popen(child, env=mark, start_new_session=True, stdout=subprocess.DEVNULL)
@@ -82,12 +82,21 @@ def eventually(happens: Callable[[], bool]) -> bool:
 def test_a_marked_orphan_is_ended_and_its_neighbours_are_not(tmp_path, started):
     marked = orphan(tmp_path / "one", started)
     other, unmarked = orphan(tmp_path / "two", started), orphan(None, started)
-    assert reaper.members(tmp_path / "one") == [marked]
-    reaper.reap(tmp_path / "one")
+    assert reaper.members(f"{tmp_path}/one") == [marked]
+    reaper.reap(f"{tmp_path}/one")
     assert not alive(marked)
     assert alive(other)
     assert alive(unmarked)
-    assert reaper.members(tmp_path / "one") == []
+    assert reaper.members(f"{tmp_path}/one") == []
+
+
+def test_a_late_reaper_leaves_the_next_stack_on_the_same_folder_alone(tmp_path, started):
+    old, new = orphan(f"{tmp_path}#1", started), orphan(f"{tmp_path}#2", started)
+    reaper.reap(f"{tmp_path}#1")
+    assert not alive(old)
+    assert alive(new)
+    reaper.reap(f"{tmp_path}#")
+    assert not alive(new)
 
 
 def test_a_process_that_ignores_the_polite_signal_is_ended_all_the_same(
@@ -102,15 +111,12 @@ def test_a_process_that_ignores_the_polite_signal_is_ended_all_the_same(
         started.append(psutil.Process(stubborn.pid))
         assert stubborn.stdout is not None
         stubborn.stdout.readline()  # from here on it ignores SIGTERM
-        reaper.reap(tmp_path)
+        reaper.reap(str(tmp_path))
         assert not psutil.pid_exists(stubborn.pid)
 
 
 def test_the_owner_itself_is_not_ended_though_it_is_marked(tmp_path, monkeypatch):
-    code = (
-        "import pathlib, sys; from infra import reaper; "
-        "reaper.reap(pathlib.Path(sys.argv[1])); print('still here')"
-    )
+    code = "import sys; from infra import reaper; reaper.reap(sys.argv[1]); print('still here')"
     said = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         cwd=ROOT,

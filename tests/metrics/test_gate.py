@@ -62,8 +62,17 @@ def test_a_first_model_must_clear_every_floor(cider, corpus, decision):
     assert len(verdict.reasons) == 3
 
 
-def test_without_floors_the_first_model_is_promoted():
-    assert decide(evaluation(test=noisy(1)), config=GateConfig()).decision == "promote"
+def test_without_floors_the_first_model_needs_a_person():
+    verdict = decide(evaluation(test=noisy(1)), config=GateConfig())
+    assert verdict.decision == "needs_approval"
+    assert "gate.floors is empty" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(("cider", "decision"), [(5.0, "needs_approval"), (3.0, "reject")])
+def test_a_first_model_on_too_few_images_is_never_promoted(cider, decision):
+    verdict = decide(evaluation(test=noisy(cider, n=9)))
+    assert verdict.decision == decision
+    assert "test: only 9 images, gate.min_images asks for 10." in verdict.reasons
 
 
 @pytest.mark.parametrize(

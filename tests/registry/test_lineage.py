@@ -107,7 +107,7 @@ def test_a_first_verdict_without_comparisons_reads_back_empty(version):
 
 def test_the_bento_is_known_once_the_version_was_promoted(version):
     assert lineage.bento(version) is None
-    lineage.record_promotion(version, "captioner:abc")
+    lineage.record_bento(version, "captioner:abc")
     assert lineage.bento(version) == "captioner:abc"
 
 

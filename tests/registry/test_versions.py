@@ -8,7 +8,13 @@ import pytest
 from configs.schema import FinetuneConfig, ModelConfig
 from tasks.refs import ModelRef
 from tasks.registry import lineage, runs, versions
-from tasks.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, NoSuchVersion
+from tasks.registry.versions import (
+    CHALLENGER,
+    CHAMPION,
+    PREVIOUS,
+    ChampionChanged,
+    NoSuchVersion,
+)
 
 NAME = "shapes"
 
@@ -27,8 +33,8 @@ def aliases() -> dict[str, int]:
 
 
 def put_in_charge(version) -> None:
-    lineage.record_promotion(version, f"captioner:{version.version}")
-    versions.promote(version)
+    versions.promote(version, over=versions.by_alias(NAME, CHAMPION))
+    lineage.record_promotion(version)
 
 
 def test_a_registry_without_the_model_has_no_champion_and_nothing_to_go_back_to(var):
@@ -56,7 +62,7 @@ def test_promotion_moves_the_aliases_and_is_safe_to_repeat(register):
     put_in_charge(second)
     moved = {CHAMPION: 2, PREVIOUS: 1, CHALLENGER: 3}
     assert aliases() == moved
-    versions.promote(second)
+    versions.promote(second, over=first)
     assert aliases() == moved
     put_in_charge(third)
     assert aliases() == {CHAMPION: 3, PREVIOUS: 2}
@@ -67,9 +73,29 @@ def test_rollback_goes_to_the_previous_champion_and_back_again(register):
     put_in_charge(first)
     put_in_charge(second)
     assert versions.restorable(NAME, None) == first
-    versions.promote(versions.restorable(NAME, None))
+    versions.promote(versions.restorable(NAME, None), over=second)
     assert aliases() == {CHAMPION: 1, PREVIOUS: 2}
     assert versions.restorable(NAME, None) == second
+
+
+def test_a_challenger_is_not_promoted_over_a_champion_it_was_not_judged_against(register):
+    first, second, third = register("first"), register("second"), register("third")
+    with pytest.raises(ChampionChanged, match="judged against v1, but no champion"):
+        versions.promote(second, over=first)
+    put_in_charge(first)
+    put_in_charge(second)
+    for judged_against in (first, None):
+        with pytest.raises(ChampionChanged, match="v2 is champion by now"):
+            versions.promote(third, over=judged_against)
+    assert aliases() == {CHAMPION: 2, PREVIOUS: 1, CHALLENGER: 3}
+
+
+def test_a_promotion_that_died_half_way_is_finished_by_another_try(register):
+    first, second = register("first"), register("second")
+    put_in_charge(first)
+    runs.client().set_registered_model_alias(NAME, CHAMPION, "2")  # and no more
+    versions.promote(second, over=first)
+    assert aliases() == {CHAMPION: 2, PREVIOUS: 1}
 
 
 def test_rollback_takes_only_what_was_promoted_once(register):

@@ -1,5 +1,6 @@
 """The real stages under Prefect: what runs again and what does not, what a person gets to see."""
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,19 +11,23 @@ import httpx
 import numpy as np
 import pytest
 import yaml
-from prefect import get_client
+from prefect import flow, get_client
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 
 from bentos.captioner.capture import CapturedRequest, CaptureStore
 from bentos.captioner.engine import Engine
+from configs.schema import EvaluateConfig
 from configs.settings import settings
 from flows.monitor import monitor
+from flows.rollback import rollback
 from flows.train import train
 from tasks.data.folders import sha256
+from tasks.data.prepared import PreparedDataset
 from tasks.data.scenes import scene
-from tasks.refs import VersionRef
+from tasks.evaluate import evaluate_champion
+from tasks.refs import EvaluationRef, PreparedRef, VersionRef
 from tasks.registry import lineage, versions
 
 DEADLINE_SECONDS = 30
@@ -80,8 +85,8 @@ def first(run: Callable[..., Seen]) -> Seen:
 def champion(first: Seen) -> VersionRef:
     """The first challenger, put in charge over the gate's head."""
     version = versions.by_number("shapes", 1)
-    lineage.record_promotion(version, "none")
-    versions.promote(version)
+    versions.promote(version, over=None)
+    lineage.record_promotion(version)
     return version
 
 
@@ -204,6 +209,16 @@ def test_a_model_without_a_champion_is_not_watched(config):
     assert outcome.name == "NoChampion"
 
 
+def test_a_bento_that_fails_its_smoke_run_promotes_nothing(run):
+    failed = run("gate.floors={cider: 0.0}", "package.smoke_timeout_seconds=0.01")
+    assert failed.state.is_failed()
+    assert "SmokeFailed" in str(failed.state.message)
+    assert failed.stages["gate"] == ["Completed"]
+    assert failed.stages["package"] == ["Failed"]
+    assert "promote" not in failed.stages
+    assert versions.by_alias("shapes", versions.CHAMPION) is None
+
+
 def capture(champion: VersionRef, world: str, count: int) -> None:
     """What the service would have stored of requests that show a world."""
     engine = Engine.load(versions.fetch(champion.model))
@@ -217,7 +232,7 @@ def capture(champion: VersionRef, world: str, count: int) -> None:
                 model_version=str(champion.version),
                 caption="a shape",
                 log_probability=-1.0,
-                embedding=engine.embed(pixels[np.newaxis])[0],
+                embedding=engine.run(pixels[np.newaxis], max_new_tokens=1)[1][0],
                 width=72,
                 height=72,
                 brightness=float(pixels.mean() / 255),
@@ -272,3 +287,58 @@ def test_a_champion_is_watched_and_drift_is_announced_when_the_world_moves(champ
     assert event["payload"]["reason"] == moved.state.message
     assert event["payload"]["p_value"] <= 0.01
     assert drift_events(same.state.state_details.flow_run_id) == []
+
+
+def test_a_model_that_is_champion_already_is_not_judged_again(champion, run):
+    again = run()
+    assert again.state.is_completed()
+    assert (again.state.name, again.state.message) == (
+        "Unchanged",
+        "shapes v1 is this model already",
+    )
+    assert "register" not in again.stages
+
+
+def test_a_rollback_puts_the_previous_champion_back(champion):
+    second = versions.by_number("shapes", 2)
+    versions.promote(second, over=champion)
+    assert rollback("shapes") == champion
+    assert versions.by_alias("shapes", versions.CHAMPION) == champion
+    assert versions.by_alias("shapes", versions.PREVIOUS) == second
+
+
+def test_a_champion_of_another_image_size_leaves_the_verdict_to_a_person(champion, run):
+    outcome = run("data.image_size=48")
+    assert outcome.state.is_completed()
+    assert outcome.state.result().decision == "needs_approval"
+    assert outcome.stages["evaluate"] == ["Completed"]  # the candidate's alone
+
+
+@pytest.mark.parametrize("fault", ["gone", "without files", "without weights"])
+def test_a_champion_that_can_not_be_loaded_has_no_scores(champion, module_var, tmp_path, fault):
+    folder = shutil.copytree(versions.fetch(champion.model), tmp_path / "model")
+    update = {"uri": str(folder), "digest": fault}
+    if fault == "gone":
+        update |= {"uri": "nowhere", "model_id": f"m-{'0' * 32}"}
+    for path in folder.glob("config.json" if fault == "without files" else "*.safetensors"):
+        path.unlink()
+    lost = champion.model_copy(update={"model": champion.model.model_copy(update=update)})
+    (prepared,) = (
+        path
+        for path in (module_var / "datasets" / "prepared").iterdir()
+        if PreparedDataset.open(path).image_size == 72
+    )
+    data = PreparedRef(
+        uri=str(prepared),
+        digest=prepared.name,
+        num_images=90,
+        num_captions=450,
+        dvc_md5="0.dir",
+        split_sizes={},
+    )
+
+    @flow
+    def alone() -> EvaluationRef | None:
+        return evaluate_champion(lost, data, EvaluateConfig())
+
+    assert alone() is None
