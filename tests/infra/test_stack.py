@@ -50,7 +50,7 @@ def test_a_stack_ends_what_a_killed_one_left_behind(var):
     with (
         subprocess.Popen(
             [sys.executable, "-c", "import signal; signal.pause()"],
-            env={**os.environ, reaper.MARK: str(var)},
+            env={**os.environ, reaper.MARK: f"{var}#killed"},
         ) as left,
         Stack("shapes"),
     ):

@@ -115,7 +115,7 @@ def test_the_evaluation_is_found_here_or_fetched_when_it_is_gone(version, scores
     assert lineage.evaluation_folder(version) == scores.path
     shutil.rmtree(scores.path)
     fetched = lineage.evaluation_folder(version)
-    assert fetched != scores.path
+    assert fetched == scores.path
     assert Evaluation.load(fetched).digest == evaluation.digest
     np.testing.assert_array_equal(reference.load(fetched).embeddings, np.eye(3))
 
