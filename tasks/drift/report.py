@@ -1,7 +1,6 @@
 """Has the world moved? One window against the reference: the verdict, told to people and events."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -188,17 +187,13 @@ def _means(reference: Reference, window: Window) -> dict[str, tuple[float, float
 
 
 def _gallery(images: tuple[NovelImage, ...]) -> str:
-    """Pictures in a row, captions and novelty beneath; a picture that wasn't kept has its id."""
-
-    def cells() -> Iterator[tuple[str, str, str]]:
-        for image in images:
-            name = image.request_id[:8]
-            picture = f"![{name}]({drawing.thumbnail(image.image)})" if image.image else f"`{name}`"
-            yield picture, _plain(image.caption), f"novelty {image.novelty:.3f}"
-
-    pictures, captions, novelties = zip(*cells(), strict=True)
-    rows = (pictures, (":---:",) * len(pictures), captions, novelties)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    """One row an image; a picture that wasn't kept has its id."""
+    lines = ["| | novelty | caption |", "| - | - | - |"]
+    for image in images:
+        name = image.request_id[:8]
+        picture = f"![{name}]({drawing.thumbnail(image.image)})" if image.image else f"`{name}`"
+        lines.append(f"| {picture} | {image.novelty:.3f} | {_plain(image.caption)} |")
+    return "\n".join(lines)
 
 
 def _plain(text: str) -> str:
