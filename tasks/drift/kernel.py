@@ -5,6 +5,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+_NO_SPREAD = 1e-200  # squared distances below this are no spread, and would underflow as a divisor
+
 
 def squared_distances(x: NDArray[np.floating], y: NDArray[np.floating]) -> Floats:
     """Squared Euclidean distances [n, m] of the rows of `x` [n, d] and `y` [m, d]."""
@@ -21,11 +23,11 @@ def median_bandwidth(distances: Floats) -> float:
 
     2·sigma² is the median squared distance of the pooled rows. It must not know which row is
     whose, or permuting the labels would be no exact test. Where most rows are copies of each
-    other the median is 0, and the mean stands in for it.
+    other the median is 0, and the mean stands in for it; where all are, any bandwidth will do.
     """
     pairs = distances[np.triu_indices_from(distances, k=1)]
-    scale = float(np.median(pairs)) or float(pairs.mean()) or 1.0
-    return float(np.sqrt(scale / 2))
+    scales = (float(np.median(pairs)), float(pairs.mean()), 1.0)
+    return float(np.sqrt(next(scale for scale in scales if scale > _NO_SPREAD) / 2))
 
 
 def gaussian(distances: Floats, bandwidth: float) -> Floats:

@@ -3,7 +3,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -137,6 +137,7 @@ matrices = arrays(np.float64, (6, 3), elements=st.floats(-50, 50))
 
 
 @given(matrices, matrices)
+@example(np.diag([4.1e-155, 0.0, 0.0]).repeat(2, axis=0), np.full((6, 3), 50.0))
 @settings(deadline=None)
 def test_distances_agree_with_scipy_and_kernels_lie_between_0_and_1(x: NDArray, y: NDArray) -> None:
     distances = squared_distances(x, y)
