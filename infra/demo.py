@@ -186,13 +186,15 @@ class Story:
             )
             _require(new_things < self.day_score / 2, "the first model knows the novel world")
             answers = self._send(SHIFTED_WORLD, self.shifted_requests, correcting=True)
-            score = _cider(answers)
+            night_score = _cider(answers)
             self._show(answers[0])
             self.teller.say(
                 f"{len(answers)} requests, live CIDEr {self.day_score:.2f} → "
-                f"[bold red]{score:.2f}[/]; the users posted what they would have written"
+                f"[bold red]{night_score:.2f}[/]; the users posted what they would have written"
             )
-            _require(score < self.day_score / 2, "the first model does not drop on the new world")
+            _require(
+                night_score < self.day_score / 2, "the first model does not drop on the new world"
+            )
             self.confused = answers[0]
             self.event_time = datetime.now(UTC) - timedelta(seconds=1)
             drifted, message = self._monitor()
@@ -299,7 +301,7 @@ class Story:
     def _say_verdict(self, version: VersionRef) -> None:
         for line in lineage.described(version).splitlines():
             if line:
-                self.teller.say(escape(line.replace("**", "")))
+                self.teller.say(escape(line))
 
     def _show(self, answer: Answer, before: str | None = None) -> None:
         lines = [f"[bold]v{answer.version}[/] says: [bold]{escape(answer.caption)}[/]"]

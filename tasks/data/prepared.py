@@ -38,7 +38,6 @@ class Prepared:
     num_images: int
     num_captions: int
     split_sizes: dict[str, int]
-    has_feedback: bool
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,6 @@ def prepare(validated: DatasetRef, config: DataConfig, seed: int, out: Path) -> 
         num_images=validated.num_images,
         num_captions=validated.num_captions,
         split_sizes=sizes,
-        has_feedback=any(r.source == "feedback" for rs in by_split.values() for r in rs),
     )
 
 

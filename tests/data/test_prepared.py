@@ -124,7 +124,7 @@ def test_the_sources_own_split_and_feedback_are_told(tmp_path):
     dataset = hinted(tmp_path, [("restval", "csv"), ("dev", "csv"), ("test", "feedback")])
     prepared = prepare(dataset, CONFIG, 0, tmp_path / "out")
     assert prepared.split_sizes == {"train": 1, "val": 1, "test": 1}
-    assert prepared.has_feedback
+    assert PreparedDataset.open(prepared.folder).split("test").sources == ["feedback"]
 
 
 def test_an_image_that_changed_since_validation_stops_it(tmp_path, write_csv):
