@@ -10,7 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from configs.schema import Config
+from configs.schema import Config, Source
 from configs.settings import ROOT
 
 
@@ -31,13 +31,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {'; '.join(_explain(error))}") from None
+        raise ConfigError(f"{where}: {'; '.join(_explain(error, values))}") from None
 
 
 def from_command_line(
     description: str, argv: Sequence[str] | None = None
 ) -> tuple[str, list[str], Config]:
     """Path, overrides and config of `CONFIG [key=value …]`; a wrong one ends with exit code 2."""
+    arguments, config = parsed(command_line(description), argv)
+    return arguments.config, arguments.overrides, config
+
+
+def command_line(description: str) -> argparse.ArgumentParser:
+    """A parser of `CONFIG [key=value …]`, for a command to add its own options to."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog="Every key and its default is in configs/schema.py.",
@@ -46,13 +52,19 @@ def from_command_line(
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="such as finetune.learning_rate=3e-5"
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def parsed(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> tuple[argparse.Namespace, Config]:
+    """The arguments and the config that they name; a wrong one ends with exit code 2."""
+    arguments = parser.parse_intermixed_args(argv)
     try:
-        config = load(arguments.config, arguments.overrides)
+        return arguments, load(arguments.config, arguments.overrides)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    return arguments.config, arguments.overrides, config
 
 
 def _read(path: str | Path) -> dict[str, Any]:
@@ -96,24 +108,44 @@ def _apply(values: dict[str, Any], override: str, path: str | Path) -> None:
     values[last] = value
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
+def _explain(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
+    data = values.get("data")
+    several = isinstance(data, dict) and isinstance(data.get("source"), list)
     for problem in error.errors():
         keys = [str(part) for part in problem["loc"]]
         if keys[:2] == ["data", "source"]:
-            del keys[2:3]  # the union's tag, which no YAML holds
+            del keys[3:4]  # the union's tag, which no YAML holds
+            if not several:
+                del keys[2:3]
         key = ".".join(keys)
         if problem["type"] == "extra_forbidden":
             close = difflib.get_close_matches(key, list(_known_keys(Config)), n=1)
             yield f"{key}: no such key" + (f"; did you mean {close[0]}?" if close else "")
+        elif problem["type"] == "union_tag_invalid":
+            formats = ", ".join(_formats())
+            yield f"{key}.format: expected one of {formats}; got {problem['ctx']['tag']!r}"
         elif problem["type"] == "missing":
             yield f"{key}: missing; it must be given"
         else:
             yield f"{key}: {problem['msg']}, got {problem['input']!r}"
 
 
+def _formats() -> Iterator[str]:
+    """What a source's `format` may be."""
+    for section in _sections(Source):
+        yield from get_args(section.model_fields["format"].annotation)
+
+
 def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
-        for choice in get_args(field.annotation) or (field.annotation,):  # a union has several
-            if isinstance(choice, type) and issubclass(choice, BaseModel):
-                yield from _known_keys(choice, f"{prefix}{name}.")
+        for inner in _sections(field.annotation):
+            yield from _known_keys(inner, f"{prefix}{name}.")
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a field may hold, be it one, a union or a list of them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)

@@ -1,9 +1,19 @@
 """Every key a scenario YAML may hold, with its default and its limits."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
@@ -15,6 +25,18 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _one_or_more(value: object) -> object:
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _place(value: object) -> object:
+    return value if not isinstance(value, str) or "://" in value else Path(value)
+
+
+# A file or folder here, or an fsspec URL such as s3://bucket/photos.
+Place = Annotated[Path | str, BeforeValidator(_place)]
+
+
 class ScenesSource(Section):
     """The demo world: captioned scenes drawn from a seed (`tasks/data/scenes.py`)."""
 
@@ -24,12 +46,82 @@ class ScenesSource(Section):
     seed: int = 0
 
 
-class CsvSource(Section):
-    """A folder of images and a CSV with `image,caption` rows, one caption a row."""
+class Columns(Section):
+    """Names of a table's columns; what is not given is looked for under the usual names."""
 
-    format: Literal["csv"]
-    images: Path
-    captions: Path
+    image: str | None = None
+    caption: str | None = Field(None, description="One caption a row, or a list of captions.")
+    captions: tuple[str, ...] = Field((), description="Several captions a row, a column each.")
+    split: str | None = None
+
+
+class AutoSource(Section):
+    """A source whose format is found from its files (`tasks/data/readers/detect.py`)."""
+
+    format: Literal["auto"] = "auto"
+    images: Place | None = None
+    captions: Place | None = None
+
+
+class CaptionFileSource(Section):
+    """Images in a folder, captions in a file of their own; by default the folder is the file's."""
+
+    captions: Place
+    images: Place | None = None
+
+
+class CocoSource(CaptionFileSource):
+    """COCO's captions_*.json: `images` and `annotations`."""
+
+    format: Literal["coco"]
+
+
+class KarpathySource(CaptionFileSource):
+    """Karpathy's dataset_*.json: images with sentences and splits."""
+
+    format: Literal["karpathy"]
+
+
+class FlickrTokenSource(CaptionFileSource):
+    """Lines of `image.jpg#0<TAB>caption`."""
+
+    format: Literal["flickr_token"]
+    encoding: str = "utf-8"
+
+
+class TableSource(CaptionFileSource):
+    """A table, one caption a row or several; images by file name, or in the cells (Parquet)."""
+
+    format: Literal["csv", "tsv", "jsonl", "parquet"]
+    columns: Columns = Columns()
+    encoding: str = "utf-8"
+
+
+class ImageFolderSource(Section):
+    """A folder with `metadata.jsonl` or `metadata.csv`, as `datasets` defines an imagefolder."""
+
+    format: Literal["imagefolder"]
+    images: Place
+    columns: Columns = Columns()
+
+
+class WebDatasetSource(Section):
+    """Tar shards of `key.jpg` with `key.txt` or `key.json`; each place is a shard or a folder."""
+
+    format: Literal["webdataset"]
+    shards: Annotated[tuple[Place, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+    columns: Columns = Columns()
+
+
+class HfSource(Section):
+    """A dataset that `datasets` loads, by hub name or from a folder."""
+
+    format: Literal["hf"]
+    dataset: Place
+    subset: str | None = None
+    revision: str | None = None
+    splits: tuple[str, ...] = Field((), description="Only these; by default all.")
+    columns: Columns = Columns()
 
 
 class FeedbackSource(Section):
@@ -39,19 +131,98 @@ class FeedbackSource(Section):
     folder: Path
 
 
-Source = Annotated[ScenesSource | CsvSource | FeedbackSource, Field(discriminator="format")]
+class GoldenSource(Section):
+    """The frozen test set, as `tasks/data/golden.py` wrote it."""
+
+    format: Literal["golden"]
+    folder: Path
+
+
+def _format(value: Any) -> str:
+    found = value.get("format", "auto") if isinstance(value, dict) else value.format
+    return "table" if found in ("csv", "tsv", "jsonl", "parquet") else str(found)
+
+
+Source = Annotated[
+    Annotated[AutoSource, Tag("auto")]
+    | Annotated[ScenesSource, Tag("scenes")]
+    | Annotated[CocoSource, Tag("coco")]
+    | Annotated[KarpathySource, Tag("karpathy")]
+    | Annotated[FlickrTokenSource, Tag("flickr_token")]
+    | Annotated[TableSource, Tag("table")]
+    | Annotated[ImageFolderSource, Tag("imagefolder")]
+    | Annotated[WebDatasetSource, Tag("webdataset")]
+    | Annotated[HfSource, Tag("hf")]
+    | Annotated[FeedbackSource, Tag("feedback")]
+    | Annotated[GoldenSource, Tag("golden")],
+    Discriminator(_format),
+]
+
+# `note` counts and lists a finding, `quarantine` also sets it aside, `reject` refuses the dataset.
+Action = Literal["note", "quarantine", "reject"]
+# For what can't be used at all.
+Refusal = Literal["quarantine", "reject"]
+
+
+class Actions(Section):
+    """What `validate` does about each thing it finds: the keys are the rules' names."""
+
+    missing: Refusal = "quarantine"
+    unreadable: Refusal = "quarantine"
+    changed: Refusal = "quarantine"
+    malformed_row: Refusal = "quarantine"
+    outside_folder: Refusal = "quarantine"
+    empty_file: Refusal = "quarantine"
+    not_an_image: Refusal = "quarantine"
+    truncated: Refusal = "quarantine"
+    damaged: Refusal = "quarantine"
+    too_many_pixels: Refusal = "quarantine"
+    too_small: Action = "quarantine"
+    extreme_aspect_ratio: Action = "quarantine"
+    animated: Action = "quarantine"
+    wrong_extension: Action = "note"
+    rotated_by_exif: Action = "note"
+    grey: Action = "note"
+    palette: Action = "note"
+    transparent: Action = "note"
+    cmyk: Action = "note"
+    sixteen_bit: Action = "note"
+    caption_empty: Refusal = "quarantine"
+    caption_too_short: Action = "quarantine"
+    caption_too_long: Action = "quarantine"
+    caption_duplicate: Action = "quarantine"
+    caption_too_common: Action = "note"
+    caption_control_characters: Action = "quarantine"
+    caption_mixed_scripts: Action = "note"
+    caption_markup: Action = "quarantine"
+    caption_url: Action = "quarantine"
+    duplicate_image: Refusal = "quarantine"
+    near_duplicate: Action = "note"
+    leak: Action = "quarantine"
 
 
 class ChecksConfig(Section):
-    """Limits of `validate`: what is outside goes to quarantine, too much of it rejects the data."""
+    """Limits of `validate`, and what is done about what lies outside them."""
 
     min_side_pixels: PositiveInt = 32
     max_pixels: PositiveInt = 40_000_000
     max_aspect_ratio: PositiveFloat = 6.0
     min_caption_words: PositiveInt = 2
     max_caption_words: PositiveInt = 60
-    max_quarantined_share: Share = 0.2
-    min_images: PositiveInt = 20
+    max_common_share: PositiveShare = Field(
+        0.02, description="A caption on more than this share of the images is too common."
+    )
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=64)] = Field(
+        48, description="Perceptual hashes of 256 bits within this distance are near-duplicates."
+    )
+    actions: Actions = Actions()
+    max_quarantined_share: Share = Field(
+        0.2, description="More of the images that are there set aside rejects the dataset."
+    )
+    max_missing_share: Share = Field(
+        0.95, description="A caption file may well name more images than the folder holds."
+    )
+    min_images: PositiveInt = 1
 
 
 class SplitsConfig(Section):
@@ -68,16 +239,28 @@ class SplitsConfig(Section):
 
 
 class DataConfig(Section):
-    source: Source
+    source: Annotated[tuple[Source, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+    golden: Path | None = Field(
+        None, description="A frozen test set (`python -m tasks.data.golden`); never trained on."
+    )
     image_size: PositiveInt = 72
     checks: ChecksConfig = ChecksConfig()
     splits: SplitsConfig = SplitsConfig()
+    dask_address: str | None = Field(
+        None, description="Validate and prepare on this Dask cluster; by default on threads here."
+    )
     use_feedback: bool = Field(
         False, description="Fold corrected requests into the dataset, as a retraining does."
     )
     min_feedback: PositiveInt = Field(
         400, description="With fewer corrected requests than this, use_feedback trains nothing."
     )
+
+    @property
+    def sources(self) -> list[Source]:
+        """What is read, the golden set first: what comes first keeps its split."""
+        golden = [GoldenSource(format="golden", folder=self.golden)] if self.golden else []
+        return [*golden, *self.source]
 
 
 class TinyBlipConfig(Section):

@@ -6,16 +6,15 @@ from prefect import flow
 from prefect.states import Completed, State
 
 from configs.loader import from_command_line, load
+from flows.dataset import dataset
 from flows.finetune import finetune_model
 from tasks.evaluate import evaluate, evaluate_champion
 from tasks.gate import gate
-from tasks.ingest import NotEnoughFeedback, collect_feedback, ingest
+from tasks.ingest import NotEnoughFeedback, collect_feedback
 from tasks.package import package
-from tasks.prepare import prepare
 from tasks.promote import current_champion, promote
 from tasks.refs import Verdict
 from tasks.register import register
-from tasks.validate import validate
 
 
 @flow
@@ -28,9 +27,7 @@ def train(config: str, overrides: Sequence[str] = (), reason: str = "by hand") -
     except NotEnoughFeedback as too_few:
         return Completed(name="NotEnoughFeedback", message=str(too_few))
 
-    raw = ingest([scenario.data.source, *([feedback] if feedback else [])])
-    validated = validate(raw, scenario.data.checks)
-    data = prepare(validated, scenario.data, scenario.seed)
+    data = dataset(scenario, feedback)
     model = finetune_model(scenario, data, champion)
     if champion and champion.model.digest == model.digest:
         told = f"{scenario.name} v{champion.version} is this model already"

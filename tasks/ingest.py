@@ -1,4 +1,10 @@
-"""Ingest: every source of the config, read into one raw dataset."""
+"""Ingest: every source of the config, read into one raw dataset.
+
+`python -m tasks.ingest CONFIG [key=value …] [--json]` goes on to validate and prepare, without
+Prefect: 0 when the data is accepted, 3 when it is rejected, 2 for a wrong config.
+"""
+
+from pathlib import Path
 
 from prefect import task
 
@@ -6,9 +12,10 @@ from configs.schema import DataConfig, FeedbackSource, Source
 from configs.settings import settings
 from tasks.artifacts import publish, table
 from tasks.caching import BY_CONTENT
-from tasks.data import feedback, raw
+from tasks.data import feedback, pipeline, raw, versioning
 from tasks.data.feedback import NotEnoughFeedback as NotEnoughFeedback
-from tasks.refs import DatasetRef
+from tasks.data.readers.contents import contents as contents
+from tasks.refs import RawRef
 
 
 @task
@@ -22,10 +29,19 @@ def collect_feedback(config: DataConfig) -> FeedbackSource | None:
 
 
 @task(cache_policy=BY_CONTENT, persist_result=True)
-def ingest(sources: list[Source]) -> DatasetRef:
-    """Reads all sources into one content-addressed folder."""
+def ingest(sources: list[Source], contents: list[Path | str]) -> RawRef:
+    """Reads all sources into one content-addressed folder; `contents` keys what is elsewhere."""
     dataset = raw.ingest(sources, settings().var / "datasets" / "raw")
-    rows: dict[str, object] = {"images": dataset.num_images, "captions": dataset.num_captions}
+    rows_dvc_md5 = versioning.version_rows(dataset)
+    rows: dict[str, object] = {
+        "images": dataset.num_images,
+        "captions": dataset.num_captions,
+        "DVC md5 of the rows": rows_dvc_md5,
+    }
     rows |= {f"source {n}": s.model_dump_json() for n, s in enumerate(sources, 1)}
     publish("ingest", table(rows), "What was read")
-    return dataset
+    return RawRef(**dataset.model_dump(), rows_dvc_md5=rows_dvc_md5)
+
+
+if __name__ == "__main__":
+    raise SystemExit(pipeline.main())

@@ -1,19 +1,25 @@
-"""Prepare: images at the model's size in memory-mapped arrays, split, versioned by DVC."""
+"""Prepare: images at the model's size in memory-mapped shards, versioned by DVC."""
 
 from prefect import task
 
-from configs.schema import DataConfig
 from configs.settings import settings
-from tasks.artifacts import publish, table
+from tasks.artifacts import progress, publish, table
 from tasks.caching import BY_CONTENT
-from tasks.data import prepared, versioning
-from tasks.refs import DatasetRef, PreparedRef
+from tasks.data import shards, versioning
+from tasks.refs import PreparedRef, ValidatedRef
+from tasks.spread import on_task_runner
 
 
 @task(cache_policy=BY_CONTENT, persist_result=True)
-def prepare(validated: DatasetRef, config: DataConfig, seed: int) -> PreparedRef:
+def prepare(validated: ValidatedRef, image_size: int) -> PreparedRef:
     """Writes the prepared dataset and pushes it to the DVC remote."""
-    dataset = prepared.prepare(validated, config, seed, settings().var / "datasets" / "prepared")
+    dataset = shards.prepare(
+        validated,
+        image_size,
+        settings().var / "datasets" / "prepared",
+        mapper=on_task_runner,
+        progress=progress("prepare-progress", f"Preparing {validated.num_images:,} images"),
+    )
     dvc_md5 = versioning.version(dataset.folder, dataset.digest)
     rows = {"digest": dataset.digest, "DVC md5": dvc_md5, **dataset.split_sizes}
     publish("prepare", table(rows), "The dataset that models are trained and judged on")
@@ -22,6 +28,8 @@ def prepare(validated: DatasetRef, config: DataConfig, seed: int) -> PreparedRef
         digest=dataset.digest,
         num_images=dataset.num_images,
         num_captions=dataset.num_captions,
+        rows_dvc_md5=validated.rows_dvc_md5,
+        report=validated.report,
         dvc_md5=dvc_md5,
         split_sizes=dataset.split_sizes,
     )

@@ -26,13 +26,25 @@ class Ref(BaseModel):
 
 
 class DatasetRef(Ref):
-    """A dataset folder as `ingest` or `validate` left it."""
+    """A dataset folder of rows."""
 
     num_images: int
     num_captions: int
 
 
-class PreparedRef(DatasetRef):
+class RawRef(DatasetRef):
+    """A dataset as `ingest` left it; DVC has its rows under `rows_dvc_md5`."""
+
+    rows_dvc_md5: str
+
+
+class ValidatedRef(RawRef):
+    """A dataset that passed the checks; `report` is their page."""
+
+    report: str
+
+
+class PreparedRef(ValidatedRef):
     """A dataset ready to train on, versioned by DVC under `dvc_md5`."""
 
     dvc_md5: str

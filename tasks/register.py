@@ -18,7 +18,7 @@ def register(
     reason: str,
 ) -> VersionRef:
     """Writes lineage on the MLflow run and registers a version under the alias `challenger`."""
-    lineage.record(config, model, scores)
+    lineage.record(config, model, data, scores)
     tags = lineage.tags(data, scores, champion, reason)
     version = versions.register(config.name, model, tags)
     rows = {

@@ -33,17 +33,14 @@ EVALUATION = Path("var/repro/evaluation")
 
 def prepare(config: Config) -> None:
     """Ingest, validate and prepare the config's source."""
-    from tasks.data import checks, prepared, raw
+    from tasks.data import pipeline
 
     if config.data.use_feedback:
         _refuse("data.use_feedback: DVC can't repeat what people do; run python -m flows.train")
-    datasets = settings().var / "datasets"
-    dataset = raw.ingest([config.data.source], datasets / "raw")
-    report = checks.run(dataset, config.data.checks, datasets / "validated")
-    validated = report.accepted(config.data.checks)
-    with folders.staging(PREPARED.parent) as scratch:
-        made = prepared.prepare(validated, config.data, config.seed, scratch)
-        _put(made.folder, PREPARED)
+    report = pipeline.read_and_check(config, settings().var / "datasets")
+    # Not in a scratch folder: what a killed run has finished is gone on with.
+    made = pipeline.prepare(report.accepted(), config, MODEL.parent / "preparing")
+    _put(made.folder, PREPARED)
 
 
 def finetune(config: Config) -> None:

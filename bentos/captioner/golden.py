@@ -58,7 +58,8 @@ def check_golden(model: ServedModel, model_folder: Path) -> int:
     """How many golden captions were compared; raises GoldenMismatch at the first that differs."""
     golden = read_golden(model_folder)
     for one in golden:
-        pixels = to_pixels(decode(one.path.read_bytes()), model.engine.image_size)[np.newaxis]
+        size = model.engine.image_size
+        pixels = to_pixels(decode(one.path.read_bytes(), side=size), size)[np.newaxis]
         caption = model.engine.caption(
             pixels, max_new_tokens=model.max_new_tokens, num_beams=model.num_beams
         )[0]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 # What Pillow's decoders of these formats raise on damaged bytes (fuzzed in the tests).
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -34,6 +34,20 @@ _DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 
+UPRIGHT = 1
+# What turns a picture of each EXIF orientation upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# As in Pillow's thumbnail: what is left to shrink by bicubic looks as if it had been all of it.
+_DRAFT_GAP = 2
+
 Reason = Literal["empty", "unsupported_format", "undecodable", "too_many_pixels"]
 
 
@@ -45,11 +59,18 @@ class BadImage(ValueError):
         self.reason: str = reason
 
 
-def decode(data: bytes, *, max_pixels: int = 40_000_000) -> Image.Image:
+def decode(data: bytes, *, max_pixels: int = 40_000_000, side: int | None = None) -> Image.Image:
     """The picture as upright opaque RGB (EXIF applied, alpha over white, first frame).
 
-    Pixels are counted from the header, before anything is decompressed.
+    `side` says that it will be shrunk to `side` × `side`: JPEGs are then decoded at a smaller
+    scale, of at least twice that size, which changes pixels a little: give it both in training and
+    in serving.
     """
+    return render(open_image(data, max_pixels=max_pixels), side=side)
+
+
+def open_image(data: bytes, *, max_pixels: int = 40_000_000) -> ImageFile:
+    """The picture with only its header read, where its pixels are counted."""
     if not data:
         raise BadImage("empty", "The image is empty; send the bytes of a picture.")
     reader = _reader(data)
@@ -60,18 +81,44 @@ def decode(data: bytes, *, max_pixels: int = 40_000_000) -> Image.Image:
         image = reader(io.BytesIO(data))
     except Image.DecompressionBombError as error:
         raise BadImage("too_many_pixels", f"The picture is too large: {error}") from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise BadImage("undecodable", f"The picture's header is damaged: {error}") from error
     if image.width * image.height > max_pixels:
         raise BadImage(
             "too_many_pixels",
             f"The picture is {image.width} × {image.height}; at most {max_pixels} pixels are read.",
         )
+    return image
+
+
+def render(image: ImageFile, *, side: int | None = None) -> Image.Image:
+    """What `decode` gives, of a picture that `open_image` opened; `image` itself is loaded too."""
     try:
+        smaller = image.draft(None, (_DRAFT_GAP * side, _DRAFT_GAP * side)) if side else None
         image.load()
-        return _opaque_rgb(ImageOps.exif_transpose(image))
-    except _DECODER_ERRORS as error:
+        picture: Image.Image = image
+        if smaller is not None and smaller[1][2:] != image.size:
+            # 1601 pixels at an eighth are 200.125, of 201 decoded: without this all would shift.
+            width, height = smaller[1][2:]
+            picture = image.resize(
+                (int(width), int(height)), Image.Resampling.BICUBIC, box=smaller[1]
+            )
+        turn = _UPRIGHT.get(orientation(image))
+        return _opaque_rgb(picture if turn is None else picture.transpose(turn))
+    except DECODER_ERRORS as error:
         raise BadImage("undecodable", f"The picture is damaged: {error}") from error
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation of a loaded picture: 1 is upright, from 5 on width and height are swapped.
+
+    Damaged metadata are no reason to refuse the picture (Pillow's exif_transpose would).
+    """
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+        return found if found in _UPRIGHT else UPRIGHT
+    except DECODER_ERRORS:
+        return UPRIGHT
 
 
 def to_pixels(image: Image.Image, size: int) -> np.ndarray:
@@ -106,7 +153,11 @@ def _reader(data: bytes) -> type[ImageFile] | None:
 
 def _opaque_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it instead of scaling
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        grey = (values >> 8).astype(np.uint8)
+        if "transparency" in image.info:
+            grey[values == image.info["transparency"]] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

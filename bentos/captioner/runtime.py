@@ -7,12 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from bentos.captioner.batching import MicroBatcher
 from bentos.captioner.capture import CapturedRequest, CaptureStore, UnknownRequest
 from bentos.captioner.engine import Caption
-from bentos.captioner.images import decode, to_pixels
+from bentos.captioner.images import open_image, orientation, render, to_pixels
 from bentos.captioner.models import MAX_BATCH, ServedModel
 from bentos.captioner.settings import ServiceSettings
 from bentos.captioner.telemetry import Telemetry
@@ -30,7 +29,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Job:
-    image: Image.Image
+    """A picture as it came, the upright size it has, and its pixels at one model's size."""
+
+    data: bytes
+    width: int
+    height: int
     pixels: np.ndarray
 
 
@@ -82,14 +85,16 @@ class Runtime:
         started = time.perf_counter()
         with self._batcher.place():
             loop = asyncio.get_running_loop()
-            job = await loop.run_in_executor(self._decoders, self._prepare, data)
+            job = await loop.run_in_executor(
+                self._decoders, _prepare, data, self._model.engine.image_size
+            )
             decoded = time.perf_counter()
             done = await self._batcher.submit(job)
         self.telemetry.queue_wait.observe(done.queue_seconds)
         self.telemetry.batch_size.observe(done.batch_size)
         seen = done.result
         request_id = uuid.uuid4().hex
-        self._capture(request_id, job, seen, data)
+        self._capture(request_id, job, seen)
         timings = {
             "decode_seconds": decoded - started,
             "queue_seconds": done.queue_seconds,
@@ -112,17 +117,14 @@ class Runtime:
         if self._captures is not None:
             await asyncio.to_thread(self._captures.close)
 
-    def _prepare(self, data: bytes) -> _Job:
-        image = decode(data)
-        return _Job(image, to_pixels(image, self._model.engine.image_size))
-
     def _run(self, jobs: list[_Job]) -> list[_Seen]:
         """One batch by one model, read once; runs in the engine's thread."""
         model = self._model
         size = model.engine.image_size
-        # A picture prepared just before a swap to a model of another size is prepared again.
+        # A picture prepared just before a swap to a model of another size is decoded anew: what
+        # was decoded for a smaller one has lost detail.
         pixels = [
-            job.pixels if job.pixels.shape[0] == size else to_pixels(job.image, size)
+            job.pixels if job.pixels.shape[0] == size else _prepare(job.data, size).pixels
             for job in jobs
         ]
         captions, embeddings = model.engine.run(
@@ -130,7 +132,7 @@ class Runtime:
         )
         return [_Seen(*pair, model) for pair in zip(captions, embeddings, strict=True)]
 
-    def _capture(self, request_id: str, job: _Job, seen: _Seen, data: bytes) -> None:
+    def _capture(self, request_id: str, job: _Job, seen: _Seen) -> None:
         if self._captures is None:
             return
         self._captures.put(
@@ -141,9 +143,19 @@ class Runtime:
                 caption=seen.caption.text,
                 log_probability=seen.caption.log_probability,
                 embedding=seen.embedding,
-                width=job.image.width,
-                height=job.image.height,
+                width=job.width,
+                height=job.height,
                 brightness=float(job.pixels.mean() / 255),
-                image=data if self.settings.capture_images else None,
+                image=job.data if self.settings.capture_images else None,
             )
         )
+
+
+def _prepare(data: bytes, size: int) -> _Job:
+    """Raises BadImage; whether it does never depends on `size`."""
+    sent = open_image(data)
+    width, height = sent.size
+    pixels = to_pixels(render(sent, side=size), size)
+    if orientation(sent) >= 5:
+        width, height = height, width
+    return _Job(data, width, height, pixels)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 
 def sha256(data: bytes) -> str:
@@ -66,15 +66,41 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+class JsonlWriter:
+    """Writes a line a value and digests the values as they go by, so that none is kept."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8", newline="\n")
+        self._digest = hashlib.sha256()
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, value: Mapping[str, Any], content: Any = None) -> None:
+        """`content` is what counts in the digest, where that isn't the value itself."""
+        self._file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        self._digest.update(digest_of(value if content is None else content).encode())
+        self.count += 1
+
+    @property
+    def digest(self) -> str:
+        return self._digest.hexdigest()
+
+
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The values of a file, a line at a time."""
     with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        yield from map(json.loads, file)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,53 +1,116 @@
-"""The dataset as training reads it: decoded once, one memory-mapped array of pixels a split."""
+"""The dataset as training reads it: decoded once, pixels in memory-mapped shards."""
 
 import json
-import logging
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from bentos.captioner.images import decode, to_pixels
-from configs.schema import DataConfig
 from tasks.data import folders
-from tasks.data.raw import Record, image_path, read_records
-from tasks.data.splits import SPLITS, assign
-from tasks.refs import DatasetRef
 
-log = logging.getLogger(__name__)
+# An open shard holds a file descriptor, and a process may have 1,024 on most machines.
+_MOST_OPEN = 256
 
 
 class PreparedError(ValueError):
     """A folder is not the prepared dataset that it should be."""
 
 
-class EmptySplit(ValueError):
-    """No image is left to train on, to validate with or to test on."""
-
-
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` made: the folder, its content's digest, and counts."""
+    """What `shards.prepare` made: the folder, its content's digest, and counts."""
 
     folder: Path
     digest: str
     num_images: int
     num_captions: int
     split_sizes: dict[str, int]
+    shards_reused: int
+
+
+class Pixels:
+    """Images as a read-only array, uint8 [n, H, W, 3], over shards that are memory-mapped.
+
+    Indexed by a number, a slice or a list or array of numbers, along the first axis only; what is
+    returned is a copy. A shard is opened when it is first needed, by each process for itself.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, shards: Sequence[Path], image_size: int) -> None:
+        self._shards = list(shards)
+        self._image_shape = (image_size, image_size, 3)
+        self._open: dict[int, npt.NDArray[np.uint8]] = {}
+        sizes = [len(self._opened(path)) for path in self._shards]
+        self._starts = np.cumsum([0, *sizes])
+        self._places = np.arange(self._starts[-1])
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (len(self), *self._image_shape)
+
+    def __getitem__(
+        self, index: int | slice | Sequence[int] | npt.NDArray[np.integer]
+    ) -> npt.NDArray[np.uint8]:
+        places = np.asarray(self._places[index])
+        shards = np.searchsorted(self._starts, places, side="right") - 1
+        rows = places - self._starts[shards]
+        if not places.ndim:
+            return self._shard(int(shards))[int(rows)].copy()
+        images = np.empty((len(places), *self._image_shape), np.uint8)
+        for place, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
+            images[place] = self._shard(shard)[row]
+        return images
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
+        return map(self.__getitem__, range(len(self)))
+
+    def where(self, keep: Sequence[bool]) -> "Pixels":
+        """Some of the images; none is read."""
+        chosen = Pixels.__new__(Pixels)
+        chosen.__dict__.update(self.__dict__, _places=self._places[np.flatnonzero(keep)])
+        return chosen
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # a pickled map would be the whole shard
+
+    def _shard(self, number: int) -> npt.NDArray[np.uint8]:
+        shard = self._open.get(number)
+        if shard is None:
+            if len(self._open) >= _MOST_OPEN:
+                self._open.clear()
+            shard = self._open[number] = self._opened(self._shards[number])
+        return shard
+
+    def _opened(self, path: Path) -> npt.NDArray[np.uint8]:
+        try:
+            # As a plain array: the map's own class makes every indexing slower.
+            shard = np.asarray(np.load(path, mmap_mode="r"))
+        except (OSError, EOFError, ValueError) as error:
+            raise PreparedError(f"{path}: damaged ({error}); prepare it again.") from error
+        if shard.dtype != self.dtype or shard.shape[1:] != self._image_shape:
+            raise PreparedError(
+                f"{path}: {shard.dtype} {list(shard.shape)} is not uint8 images of "
+                f"{list(self._image_shape)}; prepare it again."
+            )
+        return shard
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one split: lists and `pixels` (uint8 [n, H, W, 3]) are in the same order."""
+    """Images of one split: the lists and `pixels` are in the same order."""
 
     image_ids: list[str]
     references: list[list[str]]
     sources: list[str]
-    pixels: np.ndarray
+    pixels: Pixels
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -63,7 +126,7 @@ class Split:
             list(compress(self.image_ids, keep)),
             list(compress(self.references, keep)),
             list(compress(self.sources, keep)),
-            self.pixels[np.flatnonzero(keep)],
+            self.pixels.where(keep),
         )
 
 
@@ -86,11 +149,11 @@ class PreparedDataset:
         return cls(folder, content["digest"], content["image_size"], sizes)
 
     def split(self, name: str) -> Split:
-        """`train`, `val` or `test`; the pixels stay on disk until they are indexed."""
+        """`train`, `val`, `test`, or `golden` if there is one; pixels are read when indexed."""
         if name not in self.sizes:
             raise PreparedError(f"no split named {name!r}; there are {', '.join(self.sizes)}.")
-        pixels = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-        rows = folders.read_jsonl(self.folder / f"{name}.jsonl")
+        rows = list(folders.read_jsonl(self.folder / f"{name}.jsonl"))
+        pixels = Pixels(sorted(self.folder.glob(f"{name}-*.npy")), self.image_size)
         if not len(pixels) == len(rows) == self.sizes[name]:
             raise PreparedError(
                 f"{self.folder}: split {name} has {len(pixels)} images and {len(rows)} rows, "
@@ -102,74 +165,3 @@ class PreparedDataset:
             [row["source"] for row in rows],
             pixels,
         )
-
-
-def prepare(validated: DatasetRef, config: DataConfig, seed: int, out: Path) -> Prepared:
-    """Decode, resize and split a validated dataset into `out/<digest>/`.
-
-    The digest is of the written content, so machine, paths and number of threads don't enter it.
-    Raises: EmptySplit, PreparedError.
-    """
-    by_split: dict[str, list[Record]] = {name: [] for name in SPLITS}
-    for record in read_records(validated):
-        assert record.sha256 is not None  # the checks let no missing image through
-        by_split[assign(record.sha256, config.splits, seed, record.split)].append(record)
-    sizes = {name: len(records) for name, records in by_split.items()}
-    if not all(sizes.values()):
-        counts = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise EmptySplit(
-            f"every split needs images, there are: {counts}; change data.splits or add images."
-        )
-    with folders.staging(out) as staged:
-        card: dict[str, Any] = {"image_size": config.image_size, "splits": {}}
-        content = []
-        for name, records in by_split.items():
-            pixel_digests = _write_pixels(staged / f"{name}.npy", validated, records, config)
-            rows = [_row(record) for record in records]
-            folders.write_jsonl(staged / f"{name}.jsonl", rows)
-            content.append([rows, pixel_digests])
-            captions = sum(len(record.references) for record in records)
-            card["splits"][name] = {"images": len(records), "captions": captions}
-        card["digest"] = folders.digest_of([card, content])
-        folders.write_json(staged / "dataset.json", card)
-        folder = folders.publish(staged, (out / card["digest"]).resolve())
-    log.info("prepared %s in %s", sizes, folder)
-    return Prepared(
-        folder=folder,
-        digest=card["digest"],
-        num_images=validated.num_images,
-        num_captions=validated.num_captions,
-        split_sizes=sizes,
-    )
-
-
-def _row(record: Record) -> dict[str, Any]:
-    return {
-        "image_id": record.image_id,
-        "references": record.references,
-        "source": record.source,
-    }
-
-
-def _write_pixels(
-    path: Path, dataset: DatasetRef, records: Sequence[Record], config: DataConfig
-) -> list[str]:
-    """Fill the array on threads (Pillow and hashlib let go of the GIL); the images' digests."""
-    size = config.image_size
-    shape = (len(records), size, size, 3)
-    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-
-    def fill(place: int) -> str:
-        data = image_path(dataset, records[place]).read_bytes()
-        if folders.sha256(data) != records[place].sha256:
-            raise PreparedError(
-                f"{records[place].image}: changed since it was validated; ingest it again."
-            )
-        image = decode(data, max_pixels=config.checks.max_pixels)
-        pixels[place] = to_pixels(image, size)
-        return folders.sha256(pixels[place].tobytes())
-
-    with ThreadPoolExecutor() as threads:
-        digests = list(threads.map(fill, range(len(records))))
-    pixels.flush()
-    return digests

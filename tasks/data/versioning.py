@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from configs.settings import settings
 from tasks.data import folders
-from tasks.refs import PreparedRef
+from tasks.refs import DatasetRef, PreparedRef
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -37,6 +37,14 @@ def version(folder: Path, name: str) -> str:
         md5 = str(stage.outs[0].hash_info.value)
     log.info("versioned %s as %s", name, md5)
     return md5
+
+
+def version_rows(dataset: DatasetRef) -> str:
+    """Version what a raw dataset points at: its rows, with the images' names and digests."""
+    with folders.staging(dataset.path.parent) as staged:
+        for path in dataset.path.glob("*.json*"):
+            folders.link_or_copy(path, staged / path.name)
+        return version(staged, f"rows-{dataset.digest}")
 
 
 def fetch(dataset: PreparedRef) -> Path:

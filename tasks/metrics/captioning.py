@@ -63,7 +63,7 @@ class Evaluated:
         return reference.Reference(
             image_ids=images.image_ids,
             embeddings=self.embeddings[slice_name],
-            brightness=images.pixels.mean(axis=(1, 2, 3)) / 255,
+            brightness=np.array([image.mean() for image in images.pixels]) / 255,
             log_probabilities=np.array(self.evaluation.slices[slice_name].log_probabilities),
         )
 

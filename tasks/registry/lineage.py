@@ -17,11 +17,16 @@ from tasks.refs import EvaluationRef, ModelRef, PreparedRef, Verdict, VersionRef
 from tasks.registry import runs, versions
 
 
-def record(config: Config, model: ModelRef, scores: EvaluationRef) -> None:
-    """Puts the resolved config, the scores and the evaluation's files on the model's run."""
+def record(config: Config, model: ModelRef, data: PreparedRef, scores: EvaluationRef) -> None:
+    """Puts the resolved config, the scores, and the files of the evaluation and of the dataset's
+    checks on the model's run."""
     mlflow = runs.client()
     mlflow.log_text(model.run_id, config_yaml(config), "config.yaml")
     mlflow.log_artifacts(model.run_id, scores.uri, f"evaluation/{scores.digest}")
+    for name in ("report.html", "report.json", "quarantine.jsonl"):
+        # Made where the data was validated, which may have been another machine.
+        if (found := Path(data.report).with_name(name)).exists():
+            mlflow.log_artifact(model.run_id, str(found), "dataset")
     corpus = _corpus(scores.path)
     runs.log_metrics(
         model.run_id,

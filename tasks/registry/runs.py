@@ -62,6 +62,7 @@ def training(
         "git_commit": git_commit(),
         "dataset_digest": data.digest,
         "dataset_dvc_md5": data.dvc_md5,
+        "dataset_rows_dvc_md5": data.rows_dvc_md5,
     }
     mlflow.log_batch(
         run_id,

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bentos.captioner.images import normalize
-from tasks.data.prepared import Split
+from tasks.data.prepared import Pixels, Split
 from tasks.training.errors import SettingsMismatch
 from tasks.training.model import Parts, TokenIds, text_config, token_ids
 
@@ -94,7 +94,7 @@ class Collator:
     Labels repeat the ids (the model shifts them itself) with padding at -100.
     """
 
-    pixels: np.ndarray
+    pixels: Pixels
     tokens: list[list[list[int]]]
     padding: int
     mean: tuple[float, ...]

@@ -91,7 +91,7 @@ def test_an_unknown_key_like_no_other_gets_no_suggestion(scenario):
         ("data.splits.test=0", "data.splits.test", "greater than 0"),
         ("data.splits.val=1.5", "data.splits.val", "less than or equal to 1"),
         ("data.source.world=dusk", "data.source.world", "'day'"),
-        ("data.source.format=parquet", "data.source", "'scenes'"),
+        ("data.source.format=parket", "data.source.format", "jsonl, parquet"),
         ("data=3", "data", "dictionary"),
         ("name=Not A Name", "name", "pattern"),
         ("gate.floors={clarity: 3}", "gate.floors.clarity", "'cider'"),

@@ -10,7 +10,8 @@ from bentos.captioner.capture import CapturedRequest, CaptureStore
 from configs.schema import ChecksConfig
 from tasks.data import checks
 from tasks.data.feedback import NotEnoughFeedback, export
-from tasks.data.raw import ingest, read_records
+from tasks.data.raw import ingest
+from tasks.data.records import read_records
 
 
 def captured(image: bytes | None, time: float) -> CapturedRequest:

@@ -1,147 +1,188 @@
-"""Prepared data is the validated data, decoded once, under a digest of its content alone."""
+"""A prepared folder reads as one array a split, whatever its files, and is checked when opened."""
 
-import os
+import multiprocessing
+import pickle
+import resource
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from bentos.captioner.images import decode, to_pixels
-from configs.schema import ChecksConfig, DataConfig, ScenesSource, SplitsConfig
-from tasks.data import checks
-from tasks.data.folders import sha256, staging
-from tasks.data.prepared import EmptySplit, PreparedDataset, PreparedError, prepare
-from tasks.data.raw import Record, image_path, ingest, read_records, write_dataset
-from tasks.data.splits import SPLITS, assign
-from tasks.refs import DatasetRef
+from tasks.data import folders
+from tasks.data.prepared import Pixels, PreparedDataset, PreparedError
 
-SCENES = ScenesSource(format="scenes", count=60, seed=4)
-CONFIG = DataConfig(source=SCENES, image_size=48, splits=SplitsConfig(val=0.2, test=0.3))
+SIDE = 6
+SIZES = [3, 3, 1]
+COUNT = sum(SIZES)
+SOURCES = ["csv", "feedback", "csv", "scenes", "feedback", "csv", "csv"]
 
 
-def validated(folder: Path, *sources) -> DatasetRef:
-    raw = ingest(sources or [SCENES], folder / "raw")
-    config = ChecksConfig(min_images=1)
-    return checks.run(raw, config, folder / "validated").accepted(config)
+def noise(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
 
 
-def test_every_image_is_in_the_split_of_its_hash_with_its_pixels_and_captions(tmp_path):
-    dataset = validated(tmp_path)
-    prepared = prepare(dataset, CONFIG, 0, tmp_path / "out")
-    opened = PreparedDataset.open(prepared.folder)
-    by_id = {record.image_id: record for record in read_records(dataset)}
-    for name in ("train", "val", "test"):
-        split = opened.split(name)
-        assert len(split) == prepared.split_sizes[name] == opened.sizes[name] > 0
-        assert (split.pixels.dtype, split.pixels.shape[1:]) == (np.uint8, (48, 48, 3))
-        for place, image_id in enumerate(split.image_ids):
-            record = by_id.pop(image_id)
-            assert assign(record.sha256, CONFIG.splits, 0) == name
-            assert tuple(split.references[place]) == record.references
-            expected = to_pixels(decode(image_path(dataset, record).read_bytes()), 48)
-            assert np.array_equal(split.pixels[place], expected)
-    assert not by_id
+def write_shards(folder: Path, sizes: list[int]) -> np.ndarray:
+    whole = noise(sum(sizes))
+    for number, part in enumerate(np.split(whole, np.cumsum(sizes)[:-1])):
+        np.save(folder / f"val-{number:05d}.npy", part)
+    return whole
 
 
-def test_the_digest_is_the_same_elsewhere_and_again_and_with_one_thread(tmp_path, monkeypatch):
-    here = prepare(validated(tmp_path / "a"), CONFIG, 0, tmp_path / "a")
-    monkeypatch.setattr(os, "process_cpu_count", lambda: 1, raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    there = prepare(validated(tmp_path / "b"), CONFIG, 0, tmp_path / "b")
-    again = prepare(validated(tmp_path / "a"), CONFIG, 0, tmp_path / "a")
-    assert here.digest == there.digest == again.digest
-    assert here == again
-    for file in here.folder.iterdir():
-        assert file.read_bytes() == (there.folder / file.name).read_bytes()
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    write_shards(tmp_path, SIZES)
+    folders.write_jsonl(
+        tmp_path / "val.jsonl",
+        [
+            {"image_id": f"i{n}", "references": [f"a {n}", "b"], "source": source}
+            for n, source in enumerate(SOURCES)
+        ],
+    )
+    card = {"image_size": SIDE, "splits": {"val": {"images": COUNT, "captions": 2 * COUNT}}}
+    folders.write_json(tmp_path / "dataset.json", {**card, "digest": "0"})
+    return tmp_path
+
+
+PLACES = st.integers(-COUNT, COUNT - 1)
+LIST = st.lists(PLACES, max_size=20)
+INDICES = st.one_of(
+    PLACES,
+    st.slices(COUNT),
+    LIST,
+    LIST.map(lambda places: np.array(places, dtype=np.int64)),
+    PLACES.map(np.int64),
+)
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory) -> Pixels:
+    folder = tmp_path_factory.mktemp("indexed")
+    write_shards(folder, SIZES)
+    return Pixels(sorted(folder.iterdir()), SIDE)
+
+
+@given(index=INDICES)
+@settings(max_examples=100, deadline=None)
+def test_pixels_are_indexed_as_one_array_would_be(pixels, index):
+    whole = noise(COUNT)
+    assert (pixels.shape, pixels.dtype, len(pixels)) == (whole.shape, whole.dtype, COUNT)
+    found = pixels[index]
+    np.testing.assert_array_equal(found, whole[index], strict=True)
+    found[...] = 0  # a copy
+    np.testing.assert_array_equal(pixels[:], whole)
+    np.testing.assert_array_equal(list(pixels), whole)
+
+
+def test_what_is_not_there_is_an_index_error_and_nothing_can_be_written(folder):
+    pixels = PreparedDataset.open(folder).split("val").pixels
+    for index in (COUNT, -COUNT - 1, [0, COUNT]):
+        with pytest.raises(IndexError):
+            pixels[index]
+    with pytest.raises(TypeError):
+        pixels[0] = 0
+
+
+def test_a_split_has_its_lists_and_pixels_in_step(folder):
+    split = PreparedDataset.open(folder).split("val")
+    assert len(split) == len(split.pixels) == COUNT
+    assert split.image_ids == [f"i{n}" for n in range(COUNT)]
+    assert split.references[3] == ["a 3", "b"]
+    assert split.sources == SOURCES
+    np.testing.assert_array_equal(split.pixels[:], noise(COUNT))
+
+
+def test_where_selects_by_source_with_everything_in_step(folder):
+    split = PreparedDataset.open(folder).split("val")
+    only = split.where(source="feedback")
+    assert (only.image_ids, only.references) == (["i1", "i4"], [["a 1", "b"], ["a 4", "b"]])
+    np.testing.assert_array_equal(only.pixels[:], split.pixels[[1, 4]])
+    rest = split.where(exclude_source="feedback")
+    assert rest.sources == ["csv", "csv", "scenes", "csv", "csv"]
+    np.testing.assert_array_equal(rest.pixels[:], split.pixels[[0, 2, 3, 5, 6]])
+    np.testing.assert_array_equal(rest.where(source="scenes").pixels[0], split.pixels[3])
+    assert split.where() is split
+    nothing = split.where(source="coco")
+    assert len(nothing) == 0
+    assert nothing.pixels[:].shape == (0, SIDE, SIDE, 3)
+
+
+def test_where_reads_no_pixels(folder):
+    split = PreparedDataset.open(folder).split("val")
+    for shard in folder.glob("*.npy"):
+        shard.unlink()
+    chosen = split.where(source="csv")
+    assert chosen.pixels.shape == (4, SIDE, SIDE, 3)
+    with pytest.raises(PreparedError, match="prepare it again"):
+        chosen.pixels[0]
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_worker_processes_read_what_their_parent_has_open(folder, start):
+    split = PreparedDataset.open(folder).split("val").where(exclude_source="scenes")
+    expected = split.pixels[:]
+    batches = [[5, 0], [3], [1, 2, 4]]
+    context = multiprocessing.get_context(start)
+    with ProcessPoolExecutor(2, context) as workers:
+        found = list(workers.map(split.pixels.__getitem__, batches))
+    for batch, images in zip(batches, found, strict=True):
+        np.testing.assert_array_equal(images, expected[batch])
+
+
+def test_pickled_pixels_leave_the_bytes_on_the_disk(tmp_path):
+    write_shards(tmp_path, [1000])
+    pixels = Pixels(sorted(tmp_path.iterdir()), SIDE)
+    first = pixels[[1, 2]]
+    data = pickle.dumps(pixels)
+    assert len(data) < 1000 * 3 * SIDE**2 / 5
+    np.testing.assert_array_equal(pickle.loads(data)[[1, 2]], first)
+
+
+def test_more_shards_than_a_process_may_have_files_open(tmp_path):
+    whole = write_shards(tmp_path, [1] * 600)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        pixels = Pixels(sorted(tmp_path.iterdir()), SIDE)
+        np.testing.assert_array_equal(pixels[:], whole)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_opening_what_is_no_prepared_dataset_says_what_to_do(tmp_path, folder):
+    with pytest.raises(PreparedError, match="run prepare, or restore it"):
+        PreparedDataset.open(tmp_path / "nowhere")
+    with pytest.raises(PreparedError, match="no split named 'dev'; there are val"):
+        PreparedDataset.open(folder).split("dev")
+
+
+def lose_rows(folder: Path) -> None:
+    (folder / "val.jsonl").write_text("")
+
+
+def lose_a_shard(folder: Path) -> None:
+    (folder / "val-00001.npy").unlink()
+
+
+def cut_a_shard(folder: Path) -> None:
+    path = folder / "val-00001.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty_a_shard(folder: Path) -> None:
+    (folder / "val-00001.npy").write_bytes(b"")
+
+
+def other_pixels(folder: Path) -> None:
+    np.save(folder / "val-00001.npy", np.zeros((3, SIDE, SIDE + 1, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
-    ("config", "seed"),
-    [
-        (CONFIG.model_copy(update={"image_size": 32}), 0),
-        (CONFIG.model_copy(update={"splits": SplitsConfig(val=0.3, test=0.3)}), 0),
-        (CONFIG, 1),
-    ],
+    "damage", [lose_rows, lose_a_shard, cut_a_shard, empty_a_shard, other_pixels]
 )
-def test_another_size_seed_or_share_is_another_dataset(tmp_path, config, seed):
-    dataset = validated(tmp_path)
-    digests = {prepare(dataset, c, s, tmp_path).digest for c, s in [(CONFIG, 0), (config, seed)]}
-    assert len(digests) == 2
-
-
-def test_adding_data_moves_no_image_to_another_split(tmp_path):
-    def places(prepared) -> dict[str, str]:
-        opened = PreparedDataset.open(prepared.folder)
-        return {i: name for name in opened.sizes for i in opened.split(name).image_ids}
-
-    more = SCENES.model_copy(update={"count": 90})
-    before = places(prepare(validated(tmp_path / "a"), CONFIG, 0, tmp_path))
-    after = places(prepare(validated(tmp_path / "b", more), CONFIG, 0, tmp_path))
-    assert before.items() <= after.items()
-    assert len(after) == 90
-
-
-def test_where_selects_by_source_with_everything_in_step(tmp_path, write_csv):
-    source = write_csv({"a.png": (picture(kind="PNG"), ["A dog runs ."])})
-    prepared = prepare(validated(tmp_path, source, SCENES), CONFIG, 0, tmp_path)
-    opened = PreparedDataset.open(prepared.folder)
-    split = next(s for s in map(opened.split, SPLITS) if "a.png" in s.image_ids)
-    only = split.where(source="csv")
-    assert (only.image_ids, only.references) == (["a.png"], [["A dog runs ."]])
-    assert np.array_equal(only.pixels, split.pixels[:1])
-    rest = split.where(exclude_source="csv")
-    assert set(rest.sources) == {"scenes"}
-    assert np.array_equal(rest.pixels, split.pixels[1:])
-    assert split.where() is split
-    assert len(split.where(source="feedback")) == 0
-    assert split.where(source="feedback").pixels.shape == (0, 48, 48, 3)
-
-
-@pytest.mark.parametrize("empty", SPLITS)
-def test_a_split_without_images_stops_it_with_the_counts_and_the_key(tmp_path, empty):
-    dataset = hinted(tmp_path, [(name, "csv") for name in SPLITS if name != empty])
-    with pytest.raises(EmptySplit, match=rf"{empty} 0.*data\.splits") as error:
-        prepare(dataset, CONFIG, 0, tmp_path / "out")
-    assert all(f"{name} {int(name != empty)}" in str(error.value) for name in SPLITS)
-    assert not (tmp_path / "out").exists()
-
-
-def hinted(folder: Path, images: list[tuple[str, str]]) -> DatasetRef:
-    """A validated dataset with an image for each (split the source says, source)."""
-    records = []
-    for number, (hint, source) in enumerate(images):
-        data = picture(shade=number)
-        path = folder / f"{number}.jpg"
-        path.write_bytes(data)
-        records.append(Record(str(number), str(path), sha256(data), ("A dog .",), hint, source))
-    with staging(folder / "v") as staged:
-        return write_dataset(staged, records, folder / "v")
-
-
-def test_the_sources_own_split_and_feedback_are_told(tmp_path):
-    dataset = hinted(tmp_path, [("restval", "csv"), ("dev", "csv"), ("test", "feedback")])
-    prepared = prepare(dataset, CONFIG, 0, tmp_path / "out")
-    assert prepared.split_sizes == {"train": 1, "val": 1, "test": 1}
-    assert PreparedDataset.open(prepared.folder).split("test").sources == ["feedback"]
-
-
-def test_an_image_that_changed_since_validation_stops_it(tmp_path, write_csv):
-    source = write_csv({"a.png": (picture(kind="PNG"), ["A dog runs ."])})
-    dataset = validated(tmp_path, source, SCENES)
-    Image.new("RGB", (64, 64), "red").save(source.images / "a.png")
-    with pytest.raises(PreparedError, match="changed since it was validated"):
-        prepare(dataset, CONFIG, 0, tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
-
-
-def test_opening_what_is_no_prepared_dataset_says_what_to_do(tmp_path):
-    with pytest.raises(PreparedError, match="run prepare, or restore it"):
-        PreparedDataset.open(tmp_path)
-    opened = PreparedDataset.open(prepare(validated(tmp_path), CONFIG, 0, tmp_path).folder)
-    with pytest.raises(PreparedError, match="no split named 'dev'; there are train, val, test"):
-        opened.split("dev")
-    (opened.folder / "val.jsonl").write_text("")
+def test_a_split_that_does_not_fit_its_card_is_refused(folder, damage):
+    damage(folder)
     with pytest.raises(PreparedError, match="prepare it again"):
-        opened.split("val")
+        PreparedDataset.open(folder).split("val")

@@ -6,7 +6,8 @@ from conftest import picture
 
 from configs.schema import ScenesSource
 from tasks.data.folders import sha256, sha256_file
-from tasks.data.raw import image_path, ingest, read_records
+from tasks.data.raw import ingest
+from tasks.data.records import image_path, read_records
 
 SCENES = ScenesSource(format="scenes", count=30, seed=2)
 
