@@ -248,6 +248,7 @@ def test_markdown_holds_the_numbers_and_its_pictures(full):
     assert "4,077 captions" in text
     assert "train 8,003, val 1,041, test 2,067" in text
     assert "Leaks between splits: 29." in text
+    assert "| mean words in a caption | 2.5 | 3.5 |" in text
     assert text.count("](data:image/svg+xml;base64,") == 2
     assert text.count("](data:image/jpeg;base64,") == 2  # the gallery and a near-duplicate
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tasks.data.profile import DatasetDrift, WordChange, compare
 from tasks.data.report.facts import Facts
-from tasks.data.report.page import Finding, findings, plain
+from tasks.data.report.page import Finding, findings, number, plain
 from tasks.data.report.plots import plots
 from tasks.data.report.thumbnails import Thumbnails
 
@@ -75,32 +75,28 @@ def _gallery(facts: Facts, thumbnails: Thumbnails) -> Iterator[str]:
 
 def _drift(drift: DatasetDrift) -> Iterator[str]:
     yield "## Since the previous version"
-    rows = [
-        (name, f"{change.before:,.4g}", f"{change.after:,.4g}")
-        for name, change in (
-            ("mean words in a caption", drift.mean_words),
-            ("median words in a caption", drift.median_words),
-        )
-    ]
-    rows = [
-        ("images", f"{drift.images.before:,.0f}", f"{drift.images.after:,.0f}"),
-        ("captions", f"{drift.captions.before:,.0f}", f"{drift.captions.after:,.0f}"),
-        *rows,
-    ]
+    changes = {
+        "images": drift.images,
+        "captions": drift.captions,
+        "mean words in a caption": drift.mean_words,
+        "median words in a caption": drift.median_words,
+    }
+    rows = [(name, number(of.before), number(of.after)) for name, of in changes.items()]
     yield _table(("", "before", "now"), rows)
     yield (
         "Distance of the caption lengths (Jensen–Shannon, 0 the same to 1 nothing in common): "
         f"{drift.length_distance:.3f}, by chance about {drift.length_distance_by_chance:.3f}. "
         "In the plots the line is the previous version. "
-        f"New words: {drift.new_share_of_vocabulary:.1%} of the vocabulary, {drift.new_share_of_words:.1%} of all words said."
+        f"New words: {drift.new_share_of_vocabulary:.1%} of the vocabulary, "
+        f"{drift.new_share_of_words:.1%} of all words said."
     )
-    for title, changes in (
+    for title, words in (
         ("New", drift.new_words),
         ("Gone", drift.gone_words),
         ("Said more or less", drift.changed_words),
     ):
-        if changes:
-            yield f"{title}: {_words(changes)}."
+        if words:
+            yield f"{title}: {_words(words)}."
 
 
 def _words(changes: Sequence[WordChange]) -> str:

@@ -72,7 +72,7 @@ def render(facts: Facts, drift: DatasetDrift | None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"plain": plain, "number": _number, "percent": _percent}
+    environment.filters |= {"plain": plain, "number": number, "percent": _percent}
     thumbnails = Thumbnails(_PICTURES_BYTES)
     return environment.get_template("page.html.j2").render(
         facts=facts, drift=drift, **_pictures(facts, thumbnails), **_words(facts.profile)
@@ -154,7 +154,7 @@ def _show(
     ]
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """12,345 or 11.8, with a true minus."""
     text = f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
     return text.replace("-", "−")
