@@ -1,4 +1,4 @@
-"""State of the tests' own: a `var` folder, with MLflow's database already migrated."""
+"""State of the tests' own: a `var` folder, with MLflow's database already migrated; a model."""
 
 import shutil
 from collections.abc import Iterator
@@ -37,3 +37,17 @@ def own_var(var: Path, database: Path, environment: pytest.MonkeyPatch) -> Path:
     for name in ("MLFLOW_TRACKING_URI", "CAPTIONLOOP_CAPTURES", "CAPTIONLOOP_DVC_REMOTE"):
         environment.delenv(name, raising=False)
     return var
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BLIP of random weights for images of 24 pixels a side, as `finetune` leaves one."""
+    from configs.schema import ModelConfig, TinyBlipConfig
+    from tasks.training import model
+
+    captions = ["a large red circle", "two small blue squares", "a green star above a diamond"]
+    tiny = TinyBlipConfig(patch_size=8, vision_width=16, text_width=16, heads=2, vocab_size=90)
+    folder = tmp_path_factory.mktemp("random") / "model"
+    folder.mkdir()
+    model.save(model.build(ModelConfig(tiny=tiny), captions * 4, 24, 3), folder)
+    return folder

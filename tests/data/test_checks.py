@@ -289,7 +289,7 @@ def test_too_few_images_are_refused(tmp_path, write_csv):
 def test_a_refused_dataset_still_has_its_report(tmp_path, write_csv):
     report = check(write_csv({"a.jpg": (b"", [DOG])}), tmp_path)
     told = json.loads((report.dataset.path / "report.json").read_text())
-    assert told["quarantined"] == {"empty_file": 1}
+    assert told["summary"]["quarantined"] == {"empty_file": 1}
     assert "min_images" in report.page.read_text()
 
 

@@ -222,10 +222,12 @@ def test_a_file_here_may_have_any_name(tmp_path):
         assert places.open_binary(tmp_path / name).read() == name.encode()
 
 
-def test_what_is_not_on_s3_is_refused_with_its_url(bucket):
+def test_what_is_not_on_s3_is_refused_with_its_url(bucket, folder):
     with pytest.raises(SourceError, match=rf"{bucket}/no\.csv: no such file"):
         list(read(AutoSource(captions=f"{bucket}/no.csv")))
     with pytest.raises(SourceError, match=r"s3://no-bucket/x: no such folder"):
         list(read(AutoSource(images="s3://no-bucket/x")))
+    with pytest.raises(SourceError, match=r"imagefolder: datasets can't read it: at a URL"):
+        list(read(HfSource(format="hf", dataset=f"{bucket}/imagefolder")))
     with pytest.raises(SourceError, match=r"nope://x.*Protocol not known"):
         list(read(AutoSource(images="nope://x")))

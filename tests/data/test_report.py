@@ -213,7 +213,6 @@ def test_what_the_data_says_is_text_and_never_markup(photo, tmp_path):
     page = rendered(hostile, tmp_path)
     assert not page.all("script")
     assert not [name for _, found in page.elements for name in found if name.startswith("on")]
-    assert {image["alt"] for image in page.all("img")} == {HOSTILE}
     assert page.words.count(HOSTILE) >= 12
     assert not set("\x00\x1b\u202e") & set(page.words)
 
@@ -264,13 +263,14 @@ def test_page_and_markdown_stay_small_however_much_there_is_to_say(tmp_path):
     noisy = tmp_path / "noise.jpg"
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     Image.fromarray(noise).save(noisy, quality=95)  # as large as a thumbnail gets
-    many = tuple(Example(f"{i}-{'x' * 2_000}", "y" * 2_000, noisy) for i in range(10_000))
+    quotes = '"' * 2_000  # five letters each, once escaped
+    many = tuple(Example(f"{i}-{quotes}", quotes, noisy) for i in range(10_000))
     rules = dict.fromkeys(Actions.model_fields, 10_000)
     builder = ProfileBuilder()
     for i in range(1_000):
         builder.add([f"word{i} {'z' * 300}"] * (i % 120), 10 * i + 1, 10_000 - 10 * i)
     endless = facts(
-        verdict="missing: " + "v" * 100_000,
+        verdict=f"missing: {quotes * 50}",
         read=Counts(10**9, 10**9),
         quarantined=rules,
         noted=rules,
@@ -279,7 +279,7 @@ def test_page_and_markdown_stay_small_however_much_there_is_to_say(tmp_path):
         leaks=10_000,
         leak_pairs=tuple((one, one) for one in many),
         clusters=(many,) * 100,
-        gallery=tuple((one, ("c" * 5_000,) * 100) for one in many),
+        gallery=tuple((one, (quotes,) * 100) for one in many),
         profile=builder.profile(),
         previous=profiled("a dog"),
     )

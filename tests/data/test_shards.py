@@ -3,6 +3,7 @@
 import io
 import json
 import multiprocessing
+import os
 import random
 import signal
 import subprocess
@@ -205,27 +206,36 @@ def run_in_python(code: str, dataset: DatasetRef, out: Path) -> list[str]:
     return [sys.executable, "-c", imports + code, dataset.model_dump_json(), str(out)]
 
 
-def test_after_kill_9_only_the_missing_shards_are_made(many, whole, tmp_path):
+def test_after_kill_9_only_the_missing_shards_are_made(tmp_path):
+    """Killed amid the third of seven shards: an image in it comes from a pipe, and so never."""
+    pictures = [noise(seed) for seed in range(7)]
+    images = [pictures[number % 7] for number in range(len(MANY))]
+    dataset, held = validated(tmp_path / "d", MANY, images), tmp_path / "d" / "1300"
+    held.unlink()
+    os.mkfifo(held)
+    out = tmp_path / "out"
     code = f"shards.prepare(dataset, {SIDE}, out, mapper=map)"
-    running = subprocess.Popen(run_in_python(code, many, tmp_path), cwd=ROOT)
+    running = subprocess.Popen(run_in_python(code, dataset, out), cwd=ROOT)
     deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob(".work-*/*.sha256"))) < 2:
-        assert running.poll() is None, "it ended before it could be killed"
+    while not list(out.glob(".work-*/train-00002.*.partial")):
+        assert running.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.001)
+        time.sleep(0.01)
     running.kill()
     assert running.wait() == -signal.SIGKILL
-    [work] = tmp_path.iterdir()
-    recorded = [p.stem for p in work.glob("*.sha256") if p.stat().st_size]
-    kept = {name: (work / "dataset" / f"{name}.npy").stat() for name in recorded}
-    assert 2 <= len(kept) < 7
-    prepared = shards.prepare(many, SIDE, tmp_path)
-    assert prepared.shards_reused == len(kept)
-    assert contents(prepared.folder) == contents(whole)
-    for name, before in kept.items():
-        after = (prepared.folder / f"{name}.npy").stat()
+    [work] = out.iterdir()
+    finished = {path.name: path.stat() for path in work.glob("dataset/*.npy")}
+    assert finished.keys() == {"train-00000.npy", "train-00001.npy"}
+    held.unlink()
+    held.write_bytes(images[1300])
+    prepared = shards.prepare(dataset, SIDE, out)
+    assert prepared.shards_reused == 2
+    for name, before in finished.items():
+        after = (prepared.folder / name).stat()
         assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert list(tmp_path.iterdir()) == [prepared.folder]
+    assert list(out.iterdir()) == [prepared.folder]
+    undisturbed = shards.prepare(dataset, SIDE, tmp_path / "undisturbed")
+    assert contents(prepared.folder) == contents(undisturbed.folder)
 
 
 def test_two_runs_at_once_make_one_dataset(many, whole, tmp_path):

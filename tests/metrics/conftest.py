@@ -18,16 +18,10 @@ CAPTIONS = ["a large red circle", "two small blue squares", "a green star above 
 
 
 @pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> "Engine":
+def engine(tiny_model: Path) -> "Engine":
     from bentos.captioner.engine import Engine
-    from configs.schema import ModelConfig, TinyBlipConfig
-    from tasks.training import model
 
-    tiny = TinyBlipConfig(patch_size=8, vision_width=16, text_width=16, heads=2, vocab_size=90)
-    folder = tmp_path_factory.mktemp("random") / "model"
-    folder.mkdir()
-    model.save(model.build(ModelConfig(tiny=tiny), CAPTIONS * 4, SIDE, 3), folder)
-    return Engine.load(folder)
+    return Engine.load(tiny_model)
 
 
 @pytest.fixture

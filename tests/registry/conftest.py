@@ -14,12 +14,17 @@ NAME = "shapes"
 
 
 @pytest.fixture
-def prepared() -> PreparedRef:
+def prepared(tmp_path: Path) -> PreparedRef:
+    """A dataset that is nowhere; only the report of its checks is there."""
+    for name in ("report.html", "report.json", "quarantine.jsonl"):
+        (tmp_path / name).write_text(f"all is well: {name}")
     return PreparedRef(
         uri="nowhere",
         digest="d" * 64,
         num_images=3,
         num_captions=9,
+        rows_dvc_md5="d" * 32 + ".dir",
+        report=str(tmp_path / "report.html"),
         dvc_md5="e" * 32 + ".dir",
         split_sizes={"train": 2, "val": 0, "test": 1},
     )

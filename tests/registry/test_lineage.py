@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def scores(var, evaluation) -> EvaluationRef:
 @pytest.fixture
 def version(config, logged, prepared, scores):
     model = logged("weights")
-    lineage.record(config, model, scores)
+    lineage.record(config, model, prepared, scores)
     told = lineage.tags(prepared, scores, None, "by hand")
     return versions.register("shapes", model, told)
 
@@ -59,6 +60,14 @@ def test_the_run_holds_the_resolved_config_and_the_scores(config, version, evalu
     metrics = mlflow.get_run(run_id).data.metrics
     for name, value in evaluation.slices["test"].corpus.items():
         assert metrics[f"test_{name}"] == pytest.approx(value)
+
+
+def test_the_run_holds_what_the_checks_told_of_the_dataset(version, prepared):
+    mlflow = runs.client()
+    names = {Path(file.path).name for file in mlflow.list_artifacts(version.model.run_id, "dataset")}
+    assert names == {"report.html", "report.json", "quarantine.jsonl"}
+    page = mlflow.download_artifacts(version.model.run_id, "dataset/report.html")
+    assert Path(page).read_text() == Path(prepared.report).read_text()
 
 
 def test_a_version_says_what_it_was_made_of(config, version, prepared, scores):

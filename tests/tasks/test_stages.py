@@ -333,6 +333,8 @@ def test_a_champion_that_can_not_be_loaded_has_no_scores(champion, module_var, t
         digest=prepared.name,
         num_images=90,
         num_captions=450,
+        rows_dvc_md5="1.dir",
+        report="",
         dvc_md5="0.dir",
         split_sizes={},
     )

@@ -45,6 +45,8 @@ def _load(source: HfSource) -> Mapping[str, "Dataset | IterableDataset"]:
         if _is_saved(place):
             saved = datasets.load_from_disk(str(place))
             return saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+        if isinstance(place, str):
+            raise FileNotFoundError("at a URL it reads only what save_to_disk wrote.")
         return datasets.load_dataset(
             str(place), name=source.subset, revision=source.revision, streaming=True
         )

@@ -12,14 +12,14 @@ from tasks.data.report.plots import plots
 from tasks.data.report.rules import Rule, counts_captions, rule_of
 from tasks.data.report.thumbnails import Thumbnails
 
-_PICTURES_BYTES = 1_500_000
+_PICTURES_BYTES = 1_000_000
 _THUMBNAIL, _PHOTO = 132, 280
 _EXAMPLES = 6
 _PAIRS = 12
 _CLUSTERS, _CLUSTER_IMAGES = 8, 6
 _PHOTOS, _PHOTO_CAPTIONS = 12, 5
 _WORDS, _CAPTIONS = 20, 10
-_MOST_LETTERS = 240
+_MOST_LETTERS = 160
 
 # English words that are in every caption and tell nothing about a dataset.
 _DULL = (
