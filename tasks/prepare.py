@@ -12,14 +12,14 @@ from tasks.spread import on_task_runner
 
 @task(cache_policy=BY_CONTENT, persist_result=True)
 def prepare(validated: ValidatedRef, image_size: int) -> PreparedRef:
-    """Writes the prepared dataset and pushes it to the DVC remote."""
+    """Writes the prepared dataset and pushes it to the DVC remote; raises `EmptySplit`."""
     dataset = shards.prepare(
         validated,
         image_size,
         settings().var / "datasets" / "prepared",
         mapper=on_task_runner,
         progress=progress("prepare-progress", f"Preparing {validated.num_images:,} images"),
-    )
+    ).trainable()
     dvc_md5 = versioning.version(dataset.folder, dataset.digest)
     rows = {"digest": dataset.digest, "DVC md5": dvc_md5, **dataset.split_sizes}
     publish("prepare", table(rows), "The dataset that models are trained and judged on")

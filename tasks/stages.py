@@ -40,7 +40,7 @@ def prepare(config: Config) -> None:
     report = pipeline.read_and_check(config, settings().var / "datasets")
     # Not in a scratch folder: what a killed run has finished is gone on with.
     made = pipeline.prepare(report.accepted(), config, MODEL.parent / "preparing")
-    _put(made.folder, PREPARED)
+    _put(made.trainable().folder, PREPARED)
 
 
 def finetune(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Ingest → validate → prepare as plain calls: for commands, DVC and the notebook, without Prefect."""
+"""Ingest → validate → prepare as plain calls, for commands, DVC and the notebook: no Prefect."""
 
 import json
 import sys
@@ -13,6 +13,7 @@ from configs.settings import settings
 from tasks.data import raw, shards, versioning
 from tasks.data.checks import run as checks
 from tasks.data.checks.verdict import DatasetRejected
+from tasks.data.prepared import EmptySplit, Prepared
 from tasks.data.report.facts import summary
 from tasks.data.rows import SourceError
 from tasks.refs import DatasetRef
@@ -50,7 +51,7 @@ def read_and_check(config: Config, out: Path, progress: Progress | None = None) 
 
 def prepare(
     validated: DatasetRef, config: Config, out: Path, progress: Progress | None = None
-) -> shards.Prepared:
+) -> Prepared:
     """Prepare a validated dataset below `out`."""
     moved = progress or _silent
     return shards.prepare(
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
             report = read_and_check(config, out, progress)
             prepared = prepare(report.accepted(), config, out / "prepared", progress)
         versioning.version_rows(report.raw)
+        _warn_if_untrainable(prepared)
         digest, dvc_md5 = prepared.digest, versioning.version(prepared.folder, prepared.digest)
     except SourceError as error:
         print(f"error: {options.config}: {error}", file=sys.stderr)
@@ -83,6 +85,13 @@ def main(argv: list[str] | None = None) -> int:
     }
     print(json.dumps(told, ensure_ascii=False) if options.json else _in_words(told))
     return REJECTED if digest is None else 0
+
+
+def _warn_if_untrainable(prepared: Prepared) -> None:
+    try:
+        prepared.trainable()
+    except EmptySplit as error:
+        print(f"warning: nothing can be trained on this yet: {error}", file=sys.stderr)
 
 
 def _in_words(told: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,10 @@ class PreparedError(ValueError):
     """A folder is not the prepared dataset that it should be."""
 
 
+class EmptySplit(ValueError):
+    """No image is left to train on, to validate with or to test on."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What `shards.prepare` made: the folder, its content's digest, and counts."""
@@ -30,6 +34,16 @@ class Prepared:
     num_captions: int
     split_sizes: dict[str, int]
     shards_reused: int
+
+    def trainable(self) -> Self:
+        """The same, if a model can be trained, validated and tested on it; else EmptySplit."""
+        if empty := [name for name in ("train", "val", "test") if not self.split_sizes.get(name)]:
+            counts = ", ".join(f"{name} {size}" for name, size in self.split_sizes.items())
+            raise EmptySplit(
+                f"no image is in {', '.join(empty)} (there are: {counts}): change data.splits, or "
+                "add images."
+            )
+        return self
 
 
 class Pixels:

@@ -40,10 +40,6 @@ _SHARD_BYTES = 64 * 2**20
 _WORK_VERSION = f"1, Pillow {PIL.__version__}"
 
 
-class EmptySplit(ValueError):
-    """No image is left to train on, to validate with or to test on."""
-
-
 class ImageChanged(ValueError):
     """An image's file is no longer the one that was validated."""
 
@@ -80,13 +76,13 @@ def prepare(
 
     The digest is of the written content: machine, paths, mapper and interruptions don't enter it.
     `mapper` makes the shards; `progress` is told the share of the images that are done.
-    Raises: EmptySplit, ImageChanged, DiskFull.
+    Raises: ImageChanged, DiskFull.
     """
     key = folders.digest_of([validated.digest, image_size, _WORK_VERSION])
     with _ours_alone(out / f".work-{key}") as work:
         try:
             prepared = _prepare(validated, image_size, work, out, mapper, progress)
-        except (EmptySplit, ImageChanged):  # running again won't help
+        except ImageChanged:  # running again won't help
             shutil.rmtree(work, ignore_errors=True)
             raise
         except OSError as error:
@@ -165,11 +161,6 @@ def _list(validated: DatasetRef, work: Path, per_shard: int) -> "dict[str, _Spli
     if splits["golden"].rows.count == 0:
         del splits["golden"]
         (work / "dataset" / "golden.jsonl").unlink()
-    if not all(split.rows.count for split in splits.values()):
-        counts = ", ".join(f"{name} {split.rows.count}" for name, split in splits.items())
-        raise EmptySplit(
-            f"every split needs images, there are: {counts}; change data.splits or add images."
-        )
     return splits
 
 

@@ -307,9 +307,7 @@ def test_the_validated_folder_stands_without_the_raw_one_and_scenes_pass_whole(t
         assert sha256(image_path(dataset, record).read_bytes()) == record.sha256
 
 
-def test_the_same_data_makes_the_same_dataset_on_any_mapper_and_in_any_part(
-    tmp_path, monkeypatch
-):
+def test_the_same_data_makes_the_same_dataset_on_any_mapper_and_in_any_part(tmp_path, monkeypatch):
     raw = ingest([ScenesSource(format="scenes", count=60)], tmp_path / "raw")
     shares = SplitsConfig()
     one = checks.run(raw, LAX, shares, 7, tmp_path / "one", name="mine")

@@ -13,7 +13,17 @@ from configs.settings import ROOT
 from tasks.data import pipeline
 from tasks.data.prepared import PreparedDataset
 
-KEYS = {"read", "accepted", "quarantined", "noted", "splits", "leaks", "digest", "dvc_md5", "report"}
+KEYS = {
+    "read",
+    "accepted",
+    "quarantined",
+    "noted",
+    "splits",
+    "leaks",
+    "digest",
+    "dvc_md5",
+    "report",
+}
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def dataset(tmp_path: Path) -> Callable[..., PreparedDataset]:
         folder.mkdir()
         noise = np.random.default_rng(len(sources))
         pixels = noise.integers(0, 256, (len(sources), SIDE, SIDE, 3), dtype=np.uint8)
-        np.save(folder / "test.npy", pixels)
+        np.save(folder / "test-00000.npy", pixels)
         folders.write_jsonl(
             folder / "test.jsonl",
             (

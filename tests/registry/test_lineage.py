@@ -64,7 +64,9 @@ def test_the_run_holds_the_resolved_config_and_the_scores(config, version, evalu
 
 def test_the_run_holds_what_the_checks_told_of_the_dataset(version, prepared):
     mlflow = runs.client()
-    names = {Path(file.path).name for file in mlflow.list_artifacts(version.model.run_id, "dataset")}
+    names = {
+        Path(file.path).name for file in mlflow.list_artifacts(version.model.run_id, "dataset")
+    }
     assert names == {"report.html", "report.json", "quarantine.jsonl"}
     page = mlflow.download_artifacts(version.model.run_id, "dataset/report.html")
     assert Path(page).read_text() == Path(prepared.report).read_text()

@@ -16,7 +16,9 @@ CAPTIONS = (
 
 def write_split(folder: Path, name: str, count: int, source: str = "scenes") -> dict[str, int]:
     rng = np.random.default_rng(count)
-    np.save(folder / f"{name}.npy", rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8))
+    np.save(
+        folder / f"{name}-00000.npy", rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+    )
     rows = [
         {"image_id": f"{name}-{i}", "references": CAPTIONS[: 1 + i % 3], "source": source}
         for i in range(count)

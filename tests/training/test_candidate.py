@@ -38,7 +38,7 @@ def trained(dataset, tmp_path_factory):
 
 def test_golden_captions_are_what_the_engine_says_of_each_picture_alone(trained, dataset):
     _, (first, _, beams), _ = trained
-    shown = np.load(dataset / "val.npy")
+    shown = np.load(dataset / "val-00000.npy")
     for made, limits in ((first, GREEDY), (beams, BEAMS)):
         engine = Engine.load(made.folder)
         golden = read_golden(made.folder)

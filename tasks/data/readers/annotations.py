@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from configs.schema import CocoSource, KarpathySource, Place
+from tasks.data.readers.caption_file import Folder
 from tasks.data.readers.places import open_binary
-from tasks.data.readers.tables import Folder, cut, is_text
+from tasks.data.readers.text import cut, is_text
 from tasks.data.rows import Fault, Row, SourceError
 
 Captions = dict[str, list[str]]
@@ -124,6 +125,4 @@ def _id_problem(value: object, key: str = "id") -> str:
 
 
 def _malformed(folder: Folder, where: str, problem: str, told: list[Any], entry: object) -> Row:
-    captions = tuple(value.strip() for value in told if is_text(value) and value.strip())
-    raw = json.dumps(entry, ensure_ascii=False)
-    return folder.malformed(where, where, problem, captions, raw)
+    return folder.malformed(where, where, problem, told, json.dumps(entry, ensure_ascii=False))

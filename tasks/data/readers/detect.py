@@ -18,9 +18,9 @@ from configs.schema import (
     WebDatasetSource,
 )
 from tasks.data.readers import places
+from tasks.data.readers.columns import IMAGE_COLUMNS
 from tasks.data.readers.hub import SAVED
 from tasks.data.readers.imagefolder import METADATA
-from tasks.data.readers.tables import IMAGE_COLUMNS
 from tasks.data.readers.webdataset import SHARD_SUFFIXES
 from tasks.data.rows import SourceError
 
@@ -142,8 +142,7 @@ def _of_document(head: bytes, file: IO[bytes]) -> str | None:
 
 def _images_below(folder: Place, names: Sequence[str], text: str) -> Place:
     """The folder that the captions' names start from: a lone subfolder, unless they name it too."""
-    images = [name for name in names if name.lower().endswith(places.IMAGE_SUFFIXES)]
-    tops = {name.rpartition("/")[0].partition("/")[0] for name in images}
+    tops = {places.top_folder(name) for name in names if places.is_image(name)}
     top = tops.pop() if len(tops) == 1 else ""
     named = f"{top}/" in text or f'"{top}"' in text
     return places.inside(folder, top) if top and not named else folder

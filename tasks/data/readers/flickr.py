@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 
 from configs.schema import FlickrTokenSource
-from tasks.data.readers.tables import Folder, gathered, text_lines
+from tasks.data.readers.caption_file import Folder, gathered
+from tasks.data.readers.text import text_lines
 from tasks.data.rows import Row
 
 TOKEN = re.compile(r"\s*(?P<name>.*\S)#\d+\s*\t(?P<caption>.*)", re.DOTALL)
@@ -15,8 +16,8 @@ def read_flickr_token(source: FlickrTokenSource) -> Iterator[Row]:
     folder = Folder(source)
 
     def rows() -> Iterator[Row]:
-        lines = text_lines(source.captions, source.encoding)
-        return (_row(text, number, folder) for number, text in enumerate(lines, 1) if text.strip())
+        lines = enumerate(text_lines(source), 1)
+        return (_row(text, number, folder) for number, text in lines if text.strip())
 
     yield from gathered(rows)
     yield from folder.uncaptioned()
@@ -27,6 +28,5 @@ def _row(text: str, number: int, folder: Folder) -> Row:
     token = TOKEN.fullmatch(text)
     if token:
         return folder.row(token["name"], (token["caption"].strip(),), None, where)
-    caption = text.partition("\t")[2].strip()
     problem = "no image#number before a tab"
-    return folder.malformed(number, where, problem, (caption,) if caption else (), text)
+    return folder.malformed(number, where, problem, [text.partition("\t")[2]], text)

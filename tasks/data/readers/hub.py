@@ -1,14 +1,15 @@
 """Whatever `datasets` loads: by its name on the hub, or from a folder."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import HfSource, Place
 from tasks.data.readers import places
-from tasks.data.readers.captions import caption_names, captions_of
-from tasks.data.readers.tables import cut, is_text
+from tasks.data.readers.columns import Layout, layout_of
+from tasks.data.readers.records import captions_of, record_row
+from tasks.data.readers.text import cut, is_text
 from tasks.data.rows import Fault, Row, SourceError
 
 if TYPE_CHECKING:
@@ -20,8 +21,7 @@ SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in its
 def read_hf(source: HfSource) -> Iterator[Row]:
     """All rows of all splits, or of `splits`; nothing is decoded, and little of it is in memory.
 
-    A saved dataset is mapped, any other one streamed. Splits go by their names, or by a column;
-    a lone `train` is what `datasets` calls a dataset without splits, so it is no hint.
+    A saved dataset is mapped, any other one streamed. Splits go by a column, else by their names.
     """
     found = _load(source)
     unknown = set(source.splits) - set(found)
@@ -30,10 +30,9 @@ def read_hf(source: HfSource) -> Iterator[Row]:
             f"{source.dataset}: no split {', '.join(sorted(unknown)) or 'at all'}; "
             f"data.source.splits may name {', '.join(found)}."
         )
-    split_less = list(found) == ["train"]
+    hints = places.split_hints(found)
     for name in source.splits or found:
-        hint = None if split_less else places.split_of(name)
-        yield from _rows(found[name], name, hint, source)
+        yield from _rows(found[name], name, hints[name], source)
 
 
 def _load(source: HfSource) -> Mapping[str, "Dataset | IterableDataset"]:
@@ -54,9 +53,9 @@ def _load(source: HfSource) -> Mapping[str, "Dataset | IterableDataset"]:
 
 def _root(source: HfSource) -> Place | None:
     """The dataset's folder, here or at a URL; None for a name on the hub."""
-    if isinstance(source.dataset, Path):
-        return source.dataset.resolve() if source.dataset.is_dir() else None
-    return source.dataset.rstrip("/")
+    if isinstance(source.dataset, Path) and not source.dataset.is_dir():
+        return None
+    return places.resolved(source.dataset)
 
 
 def _is_saved(place: Place) -> bool:
@@ -81,55 +80,40 @@ def _loading(source: HfSource) -> Iterator[None]:
 def _rows(
     dataset: "Dataset | IterableDataset", split: str, hint: str | None, source: HfSource
 ) -> Iterator[Row]:
+    root = _root(source)
     with _loading(source):  # a stream of JSON knows its columns only by its first record
         there = dataset.column_names or list(next(iter(dataset), {}))
-    image, captions = _columns(dataset, there, source)
-    own_split = source.columns.split or ("split" if "split" in there else None)
-    for index, record in enumerate(_undecoded(dataset, image, captions, own_split, source)):
+    layout = _layout(dataset, there, source)
+    for index, record in enumerate(_undecoded(dataset, layout, source)):
         image_id = f"{split}/{index}"
-        found = _image(record[image], image_id, _root(source))
-        references, problem = captions_of(record, captions)
-        if problem and not isinstance(found, Fault):
-            found = Fault("malformed_row", f"{image_id}: {problem}")
-        if isinstance(found, Fault):
-            references = references or ("",)
-        told = record[own_split] if own_split else None
-        yield Row(image_id, found, references, cut(told) if told else hint, source.format)
+        image = _image(record[layout.image], image_id, root)
+        references, problem = captions_of(record, layout.captions, layout.long)
+        told = record[layout.split] if layout.split else None
+        own_split = cut(told) if told else hint
+        yield record_row(image_id, image, references, problem, own_split, source.format)
+
+
+def _layout(dataset: "Dataset | IterableDataset", there: list[str], source: HfSource) -> Layout:
+    """The columns that the config names; else the image's is known by its type first."""
+    from datasets import Image
+
+    pictures = [name for name, kind in (dataset.features or {}).items() if isinstance(kind, Image)]
+    image = source.columns.image or next(iter(pictures), None)
+    columns = source.columns.model_copy(update={"image": image})
+    return layout_of(source.dataset, dict.fromkeys(there, "text"), columns)
 
 
 def _undecoded(
-    dataset: "Dataset | IterableDataset",
-    image: str,
-    captions: Sequence[str],
-    split: str | None,
-    source: HfSource,
+    dataset: "Dataset | IterableDataset", layout: Layout, source: HfSource
 ) -> Iterator[dict[str, Any]]:
     """The records with these columns alone: to decode a broken picture would end the stream."""
     from datasets import Image
 
     with _loading(source):
-        dataset = dataset.select_columns([image, *captions, *([split] if split else [])])
-        if dataset.features and isinstance(dataset.features[image], Image):
-            dataset = dataset.cast_column(image, Image(decode=False))
+        dataset = dataset.select_columns(layout.columns)
+        if dataset.features and isinstance(dataset.features[layout.image], Image):
+            dataset = dataset.cast_column(layout.image, Image(decode=False))
         yield from dataset
-
-
-def _columns(
-    dataset: "Dataset | IterableDataset", there: list[str], source: HfSource
-) -> tuple[str, tuple[str, ...]]:
-    """The image's column, by its type unless it is named, and those of the captions."""
-    from datasets import Image
-
-    pictures = [name for name, kind in (dataset.features or {}).items() if isinstance(kind, Image)]
-    images = [source.columns.image] if source.columns.image else pictures
-    captions = caption_names(there, source.columns)
-    for key, names in (("image", images[:1]), ("caption", captions)):
-        if not names or not set(names) <= set(there):
-            raise SourceError(
-                f"{source.dataset}: no {key} column {', '.join(map(repr, names)) or 'that I know'};"
-                f" its columns are {', '.join(map(repr, there))}. Set data.source.columns.{key}."
-            )
-    return images[0], captions
 
 
 def _image(value: object, where: str, root: Place | None) -> Path | str | bytes | Fault:

@@ -8,7 +8,8 @@ from typing import Literal
 
 from configs.schema import ImageFolderSource, TableSource
 from tasks.data.readers import places
-from tasks.data.readers.tables import read_table
+from tasks.data.readers.caption_file import Folder
+from tasks.data.readers.tables import named_rows, table_layout
 from tasks.data.rows import Row, SourceError
 
 METADATA: dict[str, Literal["csv", "jsonl", "parquet"]] = {
@@ -24,17 +25,20 @@ def read_imagefolder(source: ImageFolderSource) -> Iterator[Row]:
     A split comes from the metadata's column, else from the uppermost folder's name.
     """
     names = places.names(source.images)
-    images = [name for name in names if name.lower().endswith(places.IMAGE_SUFFIXES)]
-    captionless, captioned = set(images), set()
+    images = dict.fromkeys(filter(places.is_image, names))
+    hints = places.split_hints({places.top_folder(name) for name in images})
+    captioned = set()
     for name in _metadata(source, names):
         for row in _named(source, name):
-            if row.references or row.image_id not in captionless:
+            if row.references or row.image_id not in images:
                 captioned.add(row.image_id)
-                yield row
+                split = row.split or hints.get(places.top_folder(row.image_id))
+                yield replace(row, split=split)
+    folder = places.resolved(source.images)
     for name in images:
         if name not in captioned:
-            place = places.within(source.images, name)
-            yield Row(name, place, (), _split(name), source.format)
+            place, split = places.within(folder, name), hints[places.top_folder(name)]
+            yield Row(name, place, (), split, source.format)
 
 
 def _metadata(source: ImageFolderSource, names: list[str]) -> list[str]:
@@ -63,12 +67,6 @@ def _named(source: ImageFolderSource, metadata: str) -> Iterator[Row]:
         images=places.parent(place),
         columns=columns,
     )
-    for row in read_table(table):
+    for row in named_rows(table, table_layout(table), Folder(table)):
         image_id = posixpath.join(folder, row.image_id)
-        split = row.split or _split(image_id)
-        yield replace(row, image_id=image_id, split=split, source=source.format)
-
-
-def _split(name: str) -> str | None:
-    folder, _, rest = name.partition("/")
-    return places.split_of(folder) if rest else None
+        yield replace(row, image_id=image_id, source=source.format)

@@ -1,15 +1,14 @@
 """Files here and behind fsspec URLs, by one set of words."""
 
-import io
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from configs.schema import Place
-from tasks.data.rows import Fault, Row, SourceError
+from tasks.data.rows import Fault, SourceError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -43,18 +42,6 @@ def open_binary(place: Place) -> IO[bytes]:
         return fs.open(path, "rb")
 
 
-def open_text(place: Place, encoding: str = "utf-8") -> io.TextIOWrapper:
-    """The same as text, newlines untouched, a byte order mark left off."""
-    try:
-        return io.TextIOWrapper(
-            open_binary(place),
-            encoding="utf-8-sig" if encoding.lower().replace("_", "-") == "utf-8" else encoding,
-            newline="",
-        )
-    except LookupError as error:
-        raise SourceError(f"{place}: data.source.encoding: {error}") from error
-
-
 def parent(place: Place) -> Place:
     return place.parent if isinstance(place, Path) else place.rpartition("/")[0]
 
@@ -64,16 +51,20 @@ def inside(folder: Place, name: str) -> Place:
     return folder / name if isinstance(folder, Path) else f"{folder.rstrip('/')}/{name}"
 
 
+def resolved(folder: Place) -> Place:
+    """A folder as `within` takes it: without links, or a URL without a slash at its end."""
+    return folder.resolve() if isinstance(folder, Path) else folder.rstrip("/")
+
+
 def within(folder: Place, name: str) -> Place | Fault:
-    """Where `name` lies in `folder`; a Fault for a name that leads out of it, or nowhere."""
+    """Where `name` lies in a `resolved` folder; a Fault if it leads out of it, or nowhere."""
     clean = posixpath.normpath(name.strip().replace("\\", "/"))
     if not name.strip() or clean == ".":
         return Fault("malformed_row", "the image has no name")
     leaves = clean.startswith(("/", "../")) or clean == ".." or "://" in name or "\0" in name
     if isinstance(folder, Path):
-        root = folder.resolve()
-        if not leaves or ("\0" not in name and Path(clean).is_relative_to(root)):
-            return root / clean
+        if not leaves or ("\0" not in name and Path(clean).is_relative_to(folder)):
+            return folder / clean
     elif not leaves and "::" not in name:  # `::` would chain a second file system to the URL
         return inside(folder, clean)
     return Fault("outside_folder", f"{name!r} is outside the images' folder {folder}")
@@ -96,17 +87,29 @@ def names(folder: Place) -> list[str]:
 
 def image_names(folder: Place) -> Iterator[str]:
     """Names of the image files in a folder and below it, relative to it, sorted."""
-    return (name for name in names(folder) if name.lower().endswith(IMAGE_SUFFIXES))
+    return filter(is_image, names(folder))
 
 
-def uncaptioned(folder: Place, named: set[str], source: str) -> Iterator[Row]:
-    """The images of a folder that no caption names; `named` are normalised relative names."""
-    for name in image_names(folder):
-        if name not in named:
-            yield Row(name, within(folder, name), (), None, source)
+def is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def split_of(name: str) -> str | None:
+def top_folder(name: str) -> str:
+    """The uppermost folder in a relative name; "" for a file that lies in none."""
+    return name.rpartition("/")[0].partition("/")[0]
+
+
+def split_hints(names: Iterable[str]) -> dict[str, str | None]:
+    """The split that each name tells; None for all where that is `train` for all.
+
+    What has a train split alone is a dataset without splits: taken at its word, nothing would be
+    left to validate and test with.
+    """
+    told = {name: _split_of(name) for name in names}
+    return dict.fromkeys(told) if set(told.values()) == {"train"} else told
+
+
+def _split_of(name: str) -> str | None:
     """The split that a name's words tell (`train2017`, `photos-val`); None for none or several."""
     words = re.split(r"[^a-z]+", name.lower())
     told = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}

@@ -12,8 +12,9 @@ from lzma import LZMAError
 
 from configs.schema import Columns, Place, WebDatasetSource
 from tasks.data.readers import places
-from tasks.data.readers.captions import caption_names, captions_of
-from tasks.data.readers.tables import cut
+from tasks.data.readers.columns import caption_names
+from tasks.data.readers.records import captions_of, record_row
+from tasks.data.readers.text import cut
 from tasks.data.rows import Fault, Row, SourceError
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -48,14 +49,17 @@ def read_webdataset(source: WebDatasetSource) -> Iterator[Row]:
 
     A sample's captions are its `.txt`, of which the whole is one caption, and those of its
     `.json`; where `columns` names captions, those alone. `columns.image` may name the image's
-    extension; every other image of a sample is a row without captions.
+    extension; every other image of a sample is a row without captions. A split comes from the
+    `.json`, else from the shard's name.
     """
-    for name, shard in _shards(source.shards):
+    shards = _shards(source.shards)
+    hints = places.split_hints(name for name, _ in shards)
+    for name, shard in shards:
         for found in _samples(shard):
             if isinstance(found, Fault):
                 yield Row(f"{name}/", found, ("",), None, source.format)
             else:
-                yield from _rows(name, found, source.columns)
+                yield from _rows(name, found, hints[name], source.columns)
 
 
 def _shards(listed: Sequence[Place]) -> list[tuple[str, Place]]:
@@ -126,10 +130,10 @@ def _content(
     return file.read()
 
 
-def _rows(shard: str, sample: _Sample, columns: Columns) -> Iterator[Row]:
+def _rows(shard: str, sample: _Sample, hint: str | None, columns: Columns) -> Iterator[Row]:
     """The sample's image with its captions, and a row for every image beside it."""
     image_id = f"{shard}/{sample.key}"
-    images = [name for name in sample.members if f".{name}".endswith(places.IMAGE_SUFFIXES)]
+    images = [name for name in sample.members if places.is_image(f".{name}")]
     if columns.image:
         own = columns.image.lower().removeprefix(".")
     else:  # `key.depth.png` may come before `key.png`
@@ -138,29 +142,26 @@ def _rows(shard: str, sample: _Sample, columns: Columns) -> Iterator[Row]:
     image = sample.members.get(own)
     if image is None:
         image = Fault("missing", f"{image_id}: the sample has no image")
-    if problem and not isinstance(image, Fault):
-        image = Fault("malformed_row", f"{image_id}: {problem}")
-    if isinstance(image, Fault):
-        captions = captions or ("",)
-    split = split or places.split_of(shard)
-    yield Row(image_id, image, captions, split, "webdataset")
+    split = split or hint
+    yield record_row(image_id, image, captions, problem, split, "webdataset")
     for name in images:
         beside = sample.members[name]
         if name != own and isinstance(beside, bytes):
             yield Row(f"{image_id}.{name}", beside, (), split, "webdataset")
 
 
-def _captions(sample: _Sample, columns: Columns) -> tuple[tuple[str, ...], str | None, str | None]:
+def _captions(sample: _Sample, columns: Columns) -> tuple[tuple[str, ...], str | None, str]:
     """What a sample's `.json` and `.txt` tell: captions, split, what is wrong with them."""
     told: tuple[str, ...] = ()
-    split = problem = None
+    split, problem = None, ""
     described = sample.members.get("json")
     try:
         if isinstance(described, bytes):
             record = json.loads(described)
             if not isinstance(record, dict):
                 return (), None, "its .json is no object"
-            told, problem = captions_of(record, caption_names(record, columns))
+            names = caption_names(record, columns)
+            told, problem = captions_of(record, names, long=len(names) == 1)
             split = record.get(columns.split or "split")
         written = sample.members.get("txt")
         if isinstance(written, bytes) and not (columns.caption or columns.captions):
@@ -169,4 +170,4 @@ def _captions(sample: _Sample, columns: Columns) -> tuple[tuple[str, ...], str |
     except (ValueError, RecursionError) as error:
         return told, None, f"its captions can't be read: {error}"
     faults = [one.detail for one in (described, written) if isinstance(one, Fault)]
-    return told, cut(split) if split else None, problem or next(iter(faults), None)
+    return told, cut(split) if split else None, problem or next(iter(faults), "")
