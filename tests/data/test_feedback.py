@@ -7,8 +7,8 @@ import pytest
 from conftest import picture
 
 from bentos.captioner.capture import CapturedRequest, CaptureStore
-from configs.schema import ChecksConfig
-from tasks.data import checks
+from configs.schema import ChecksConfig, SplitsConfig
+from tasks.data.checks import run as checks
 from tasks.data.feedback import NotEnoughFeedback, export
 from tasks.data.raw import ingest
 from tasks.data.records import read_records
@@ -56,8 +56,9 @@ def test_corrections_travel_from_the_service_to_a_validated_dataset(tmp_path):
     store.close()
 
     source = export(tmp_path / "captures", tmp_path / "out")
-    config = ChecksConfig(min_images=1)
-    dataset = checks.run(ingest([source], tmp_path / "r"), config, tmp_path / "v").accepted(config)
+    raw = ingest([source], tmp_path / "r")
+    report = checks.run(raw, ChecksConfig(), SplitsConfig(), 0, tmp_path / "v", name="mine")
+    dataset = report.accepted()
     assert {(r.image_id, r.references, r.source) for r in read_records(dataset)} == {
         (requests[1].request_id, ("a small red circle", "one small red circle"), "feedback"),
         (requests[2].request_id, ("a large blue star",), "feedback"),
