@@ -284,26 +284,75 @@ class ModelConfig(Section):
     tiny: TinyBlipConfig = TinyBlipConfig()
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al. 2021), merged into the weights when training ends."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
 class FinetuneConfig(Section):
-    max_steps: PositiveInt = 1500
-    batch_size: PositiveInt = 32
+    method: Literal["full", "frozen_vision", "lora"] = "full"
+    lora: LoraConfig = LoraConfig()
+    max_steps: PositiveInt = Field(1500, description="Optimizer steps, unless `epochs` says.")
+    epochs: PositiveInt | None = Field(None, description="Passes over the train split.")
+    batch_size: PositiveInt = Field(
+        32, description="Images of one optimizer step, over all processes and accumulation."
+    )
+    micro_batch_size: PositiveInt | None = Field(
+        None,
+        description="Images that a device takes at once, the rest is accumulated; by default as "
+        "many as its share of the batch. Halved by itself where memory runs out.",
+    )
+    num_processes: PositiveInt = Field(
+        1, description="One a GPU, of all machines; on a CPU they talk by gloo."
+    )
+    accelerate_config: Path | None = Field(
+        None, description="A file that `accelerate config` wrote, for several machines."
+    )
+    deployment: str | None = Field(
+        None, description="Train by this deployment (`finetune/gpu`); by default inline."
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="On a GPU bfloat16 where it has it, else float16; float32 on a CPU."
+    )
+    gradient_checkpointing: bool = Field(False, description="Less memory for a third more time.")
     learning_rate: PositiveFloat = 8e-4
+    schedule: Literal["cosine", "linear"] = "cosine"
     warmup_share: Share = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     adam_beta2: Share = 0.98
     max_grad_norm: PositiveFloat = 1.0
     label_smoothing: Share = 0.0
+    prompt: str = Field("", description="Begins every caption, is not learned, and is not said.")
     max_caption_tokens: PositiveInt = 32
-    log_every_steps: PositiveInt = 25
+    references: Literal["random", "all"] = Field(
+        "random", description="Of an image's captions one at random an epoch, or each."
+    )
+    augment: bool = Field(
+        False, description="Crop, brightness, and mirrored where no caption tells left from right."
+    )
     feedback_share: Share = Field(
         0.5, description="Share of training draws from corrected requests, when there are any."
     )
+    log_every_steps: PositiveInt = 25
+    evaluate_every_steps: PositiveInt = Field(
+        250, description="Validation; the best weights by CIDEr are the candidate."
+    )
+    val_images: PositiveInt = Field(200, description="At most so many of the validation split.")
+    patience: PositiveInt | None = Field(
+        None, description="Stop after so many validations in a row without a better CIDEr."
+    )
+    checkpoint_every_steps: PositiveInt = 250
+    keep_checkpoints: PositiveInt = Field(2, description="The newest; the best one stays too.")
 
 
 class GenerationConfig(Section):
     """How captions are decoded; a model carries these limits to wherever it is served."""
 
     max_new_tokens: PositiveInt = 30
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
     num_beams: PositiveInt = 1
 
 
@@ -314,7 +363,11 @@ class EvaluateConfig(GenerationConfig):
     @property
     def generation(self) -> GenerationConfig:
         """The part that belongs to the model, so that the rest retrains nothing."""
-        return GenerationConfig(max_new_tokens=self.max_new_tokens, num_beams=self.num_beams)
+        return GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            min_new_tokens=self.min_new_tokens,
+            num_beams=self.num_beams,
+        )
 
 
 class GateConfig(Section):
