@@ -21,8 +21,8 @@ def served_bucket(name: str) -> Iterator[str]:
             environment.setenv("AWS_ACCESS_KEY_ID", "tests")
             environment.setenv("AWS_SECRET_ACCESS_KEY", "tests")
             environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-            environment.setenv("AWS_CONFIG_FILE", "/dev/null")
-            environment.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+            for file in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+                environment.setenv(file, "/dev/null/none")  # DVC fails on /dev/null itself
             S3FileSystem.clear_instance_cache()  # instances keep the endpoint they were made with
             S3FileSystem().mkdir(name)
             yield f"s3://{name}"

@@ -1,11 +1,13 @@
 """What DVC was given comes back byte by byte on another machine that has only the remote."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from s3 import served_bucket
 
 from configs.settings import ROOT
 from tasks.data import versioning
@@ -44,6 +46,20 @@ def test_a_version_is_restored_from_the_remote_alone(tmp_path, machine):
     machine("elsewhere")
     versioning.restore(md5, tmp_path / "back")
     assert content(tmp_path / "back") == before
+
+
+def test_a_version_is_restored_from_a_bucket_alone(tmp_path, machine, monkeypatch):
+    data = folder(tmp_path / "data")
+    before = content(data)
+    with served_bucket("shared") as url:
+        monkeypatch.setenv("CAPTIONLOOP_DVC_REMOTE", f"{url}/datasets")
+        md5 = versioning.version(data, "prepared")
+        shutil.rmtree(data)
+        shutil.rmtree(tmp_path / "here")
+        machine("elsewhere")
+        versioning.restore(md5, tmp_path / "back")
+    assert content(tmp_path / "back") == before
+    assert not (tmp_path / "remote").exists()
 
 
 def test_an_older_version_stays_and_the_same_content_keeps_its_md5(tmp_path, machine):
