@@ -1,10 +1,12 @@
-"""State of the tests' own: a `var` folder, with MLflow's database already migrated; a model."""
+"""State of the tests' own: a `var` folder with MLflow's database migrated, a model, photos."""
 
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k_1000"
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +53,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     model.save(model.build(ModelConfig(tiny=tiny), captions * 4, 24, 3), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    if not PHOTOS.is_dir():
+        pytest.skip("the real photos (../shared/data/flickr8k_1000) are not on this machine")
+    return PHOTOS

@@ -11,15 +11,6 @@ from PIL import Image
 
 from configs.schema import TableSource
 
-PHOTOS = Path(__file__).resolve().parents[3] / "shared" / "data" / "flickr8k_1000"
-
-
-@pytest.fixture(scope="session")
-def photos() -> Path:
-    if not PHOTOS.is_dir():
-        pytest.skip("the real photos (../shared/data/flickr8k_1000) are not on this machine")
-    return PHOTOS
-
 
 def picture(width: int = 64, height: int = 48, shade: int = 0, kind: str = "JPEG") -> bytes:
     """An encoded picture; every `shade` is another one, near to none of the others."""

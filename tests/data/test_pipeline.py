@@ -113,3 +113,31 @@ def test_without_json_the_same_is_told_in_words(scenario, capsys):
     told = capsys.readouterr().out
     assert "images 42, captions 43" in told
     assert "missing 1" in told
+
+
+def test_captions_of_photos_that_are_not_here_change_nothing_for_those_that_are(photos, var):
+    told = []
+    for captions in ("captions.txt", "captions_full.txt"):
+        places = [f"data.source.images={photos / 'images'}"]
+        places += [f"data.source.captions={photos / captions}"]
+        done = run("configs/flickr8k.yaml", *places, "--json")
+        assert done.returncode == 0, done.stderr
+        told.append(json.loads(done.stdout.splitlines()[-1]))
+        assert Path(told[-1].pop("report")).is_file()
+    here, all_named = told
+    assert here == {
+        "read": {"images": 1000, "captions": 5000},
+        "accepted": {"images": 1000, "captions": 5000},
+        "quarantined": {},
+        "noted": {},
+        "splits": {"train": 799, "val": 107, "test": 94},
+        "leaks": 0,
+        "digest": all_named["digest"],
+        "dvc_md5": all_named["dvc_md5"],
+    }
+    assert all_named == here | {
+        "read": {"images": 8091, "captions": 40455},
+        "quarantined": {"missing": 7091},
+    }
+    folder = var / "datasets" / "prepared" / here["digest"]
+    assert PreparedDataset.open(folder).sizes == here["splits"]
