@@ -72,7 +72,9 @@ def test_named_columns_are_taken_of_several(tmp_path):
     assert told(rows_of(folder, {"image": "mask", "caption": "alt"})) == [
         ("train/0", BLUE, ("B",), None)
     ]
-    with pytest.raises(SourceError, match=r"no column 'no'; .* 'mask', 'text', 'alt'\..*columns\.caption"):
+    with pytest.raises(
+        SourceError, match=r"no column 'no'; .* 'mask', 'text', 'alt'\..*columns\.caption"
+    ):
         rows_of(folder, {"caption": "no"})
     with pytest.raises(SourceError, match=r"no column 'no'; .*data\.source\.columns\.image"):
         rows_of(folder, {"image": "no"})
