@@ -67,7 +67,7 @@ def build(model_folder: Path, *, labels: dict[str, str]) -> str:
         name="captioner",
         labels=labels,
         models=[{"tag": str(stored.tag), "alias": BAKED_MODEL}],
-        include=["bentos/__init__.py", "bentos/captioner/*.py"],
+        include=["bentos/__init__.py", "bentos/captioner/*.py", "bentos/captioner/families/*.py"],
         # Locking would resolve anew and pin the NVIDIA packages; these pins are ours already.
         python={"packages": service_requirements(), "lock_packages": False},
         build_ctx=str(ROOT),

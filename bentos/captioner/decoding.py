@@ -1,54 +1,60 @@
-"""From image embeddings to caption tokens: the one seam behind which a faster decoder may stand."""
+"""From image states to caption tokens: the one search behind which a faster decoder may stand."""
 
 from typing import TYPE_CHECKING, Any
 
+from bentos.captioner.families.family import Decoded, TokenIds
+from bentos.captioner.generation import Generation
+
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
 
-def decode_tokens(
-    model: Any,  # BlipForConditionalGeneration, whose annotations hide its own configs
-    image_embeds: "torch.Tensor",
-    *,
-    max_new_tokens: int,
-    num_beams: int,
-) -> tuple[list[list[int]], list[float]]:
-    """Tokens of each caption with its end token if it came, and the sum of their log-probabilities.
-
-    `image_embeds` is [n, 1 + patches, d], the vision tower's last hidden state. The search is
-    exactly that of `model.generate`, which would run the vision tower a second time for us.
-    """
+def search(
+    model: Any,
+    inputs: "dict[str, torch.Tensor]",
+    ids: TokenIds,
+    generation: Generation,
+    prompt: list[int],
+) -> Decoded:
+    """Captions by greedy or beam search of a decoder that sees an image in each row of `inputs`."""
     import torch
     from transformers import GenerationConfig
 
-    text = model.config.text_config
-    prompt = torch.full((len(image_embeds), 1), text.bos_token_id, device=image_embeds.device)
-    output = model.text_decoder.generate(
-        input_ids=prompt,
+    image = next(iter(inputs.values()))
+    begin = torch.tensor([[ids.start, *prompt]], device=image.device).repeat(len(image), 1)
+    output = model.generate(
+        input_ids=begin,
         generation_config=GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            num_beams=num_beams,
+            max_new_tokens=generation.max_new_tokens,
+            min_new_tokens=generation.min_new_tokens or None,
+            num_beams=generation.num_beams,
             do_sample=False,
-            eos_token_id=text.sep_token_id,
-            pad_token_id=text.pad_token_id,
+            bos_token_id=ids.start,
+            eos_token_id=ids.end,
+            pad_token_id=ids.padding,
             output_logits=True,
             return_dict_in_generate=True,
         ),
-        encoder_hidden_states=image_embeds,
-        encoder_attention_mask=torch.ones(
-            image_embeds.shape[:-1], dtype=torch.long, device=image_embeds.device
-        ),
+        **inputs,
     )
-    chosen = model.text_decoder.compute_transition_scores(
+    chosen = model.compute_transition_scores(
         output.sequences,
         output.logits,
-        output.beam_indices if num_beams > 1 else None,
+        output.beam_indices if generation.num_beams > 1 else None,
         normalize_logits=True,
     )
-    tokens = [_until_end(row, text.sep_token_id) for row in output.sequences[:, 1:].tolist()]
+    said = output.sequences[:, begin.shape[1] :].tolist()
+    tokens = [_until_end(row, ids.end) for row in said]
     # Greedy rows that end early are padded, and the padding has scores too: they don't count.
-    sums = [sum(row[: len(ids)]) for row, ids in zip(chosen.tolist(), tokens, strict=True)]
-    return tokens, sums
+    sums = [sum(row[: len(kept)]) for row, kept in zip(chosen.tolist(), tokens, strict=True)]
+    return Decoded(tokens, sums)
+
+
+def prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
+    """The prompt's pieces as they follow the start; what the tokenizer doesn't know is dropped."""
+    pieces: list[int] = tokenizer(prompt, add_special_tokens=False).input_ids if prompt else []
+    return [token for token in pieces if token != tokenizer.unk_token_id]
 
 
 def _until_end(tokens: list[int], end: int) -> list[int]:

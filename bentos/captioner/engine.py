@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bentos.captioner.decoding import decode_tokens
+from bentos.captioner.decoding import prompt_tokens
+from bentos.captioner.families.family import Family
+from bentos.captioner.families.registry import UnknownFamily, family_of
+from bentos.captioner.generation import Generation
 from bentos.captioner.images import normalize
 
 if TYPE_CHECKING:
@@ -19,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CARD_FILE = "captionloop.json"
-BLIP_IMAGE_SIZE = 384
 _LOADING = threading.Lock()
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
@@ -42,20 +44,22 @@ class Caption:
 
 
 class Engine:
-    """A BLIP captioner in memory. Not to be called by two threads at once."""
+    """A captioner in memory, on its model's device. Not to be called by two threads at once."""
 
     def __init__(
         self,
         model: Any,
         tokenizer: "PreTrainedTokenizerBase",
         *,
+        family: Family,
         mean: Sequence[float],
         std: Sequence[float],
         card: dict[str, Any],
     ) -> None:
-        self.image_size: int = model.config.vision_config.image_size
+        self.image_size = family.image_size(model.config.to_dict())
         self.card = card
         self._model = model
+        self._family = family
         self._tokenizer = tokenizer
         self._mean, self._std = tuple(mean), tuple(std)
 
@@ -81,36 +85,33 @@ class Engine:
             torch.set_num_threads(threads)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, tokenizer = _load_parts(folder)
+        family = _family(folder)
+        model, tokenizer = _load_parts(folder, family)
         return cls(
             model.to(device).eval(),
             tokenizer,
+            family=family,
             mean=preprocessor["image_mean"],
             std=preprocessor["image_std"],
             card=_read_json(folder / CARD_FILE) or {},
         )
 
-    def caption(
-        self, pixels: np.ndarray, *, max_new_tokens: int, num_beams: int = 1
-    ) -> list[Caption]:
+    def caption(self, pixels: np.ndarray, generation: Generation) -> list[Caption]:
         """Captions of uint8 [n, H, W, 3], H and W being `image_size`."""
-        return self.run(pixels, max_new_tokens=max_new_tokens, num_beams=num_beams)[0]
+        return self.run(pixels, generation)[0]
 
-    def run(
-        self, pixels: np.ndarray, *, max_new_tokens: int, num_beams: int = 1
-    ) -> tuple[list[Caption], np.ndarray]:
+    def run(self, pixels: np.ndarray, generation: Generation) -> tuple[list[Caption], np.ndarray]:
         """Captions and embeddings of the same images by one pass of the vision tower.
 
         An embedding (float32 [n, d]) is the mean patch token of the tower's last hidden state.
         """
         import torch
 
+        prompt = prompt_tokens(self._tokenizer, generation.prompt)
         with torch.inference_mode():
-            image_embeds = self._see(pixels)
-            tokens, log_probabilities = decode_tokens(
-                self._model, image_embeds, max_new_tokens=max_new_tokens, num_beams=num_beams
-            )
-            embeddings = _pooled(image_embeds)
+            states = self._see(pixels)
+            tokens, log_probabilities = self._family.decode(self._model, states, generation, prompt)
+            embeddings = self._family.embed(states).float().cpu().numpy()
         texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
         captions = [
             Caption(text.strip(), log_probability, len(ids))
@@ -127,7 +128,7 @@ class Engine:
                 f"not {pixels.dtype} {list(pixels.shape)}; make them with images.to_pixels."
             )
         values = normalize(pixels, self._mean, self._std).to(self._model.device)
-        return self._model.vision_model(pixel_values=values).last_hidden_state
+        return self._family.see(self._model, values)
 
 
 def image_size_of(folder: Path) -> int:
@@ -135,30 +136,40 @@ def image_size_of(folder: Path) -> int:
 
     Raises BadModelFolder.
     """
+    return _family(folder).image_size(_config(folder))
+
+
+def _config(folder: Path) -> dict[str, Any]:
     config = _read_json(folder / "config.json")
     if config is None:
         raise BadModelFolder(f"{folder} has no config.json.")
-    # Transformers writes only what differs from BLIP's own size.
-    return int((config.get("vision_config") or {}).get("image_size", BLIP_IMAGE_SIZE))
+    return config
 
 
-def _load_parts(folder: Path) -> "tuple[Any, PreTrainedTokenizerBase]":
+def _family(folder: Path) -> Family:
+    try:
+        return family_of(_config(folder).get("model_type"))
+    except UnknownFamily as error:
+        raise BadModelFolder(f"{folder} holds {error}") from error
+
+
+def _load_parts(folder: Path, family: Family) -> "tuple[Any, PreTrainedTokenizerBase]":
     # Transformers is neither imported nor builds models safely on two threads at once: one loader's
     # meta device would leak into the other's weights.
     with _LOADING:
-        import torch
         from safetensors import SafetensorError
-        from transformers import AutoTokenizer, BlipForConditionalGeneration
+        from transformers import AutoTokenizer
 
         try:
-            model = BlipForConditionalGeneration.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
-            )
+            model, missing = family.load(folder, local_files_only=True)
+            family.token_ids(model)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             if _is_the_machines(error):
                 raise
             raise BadModelFolder(f"{folder} could not be loaded: {error}") from error
+    if missing:
+        raise BadModelFolder(f"{folder} lacks weights: {', '.join(missing[:3])}, …")
     return model, tokenizer
 
 
@@ -167,10 +178,6 @@ def _is_the_machines(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno is not None  # Transformers' own OSErrors, of bad files, have none
     return "allocate memory" in str(error).lower()
-
-
-def _pooled(image_embeds: "torch.Tensor") -> np.ndarray:
-    return image_embeds[:, 1:].mean(dim=1).float().cpu().numpy()
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -60,9 +60,7 @@ def check_golden(model: ServedModel, model_folder: Path) -> int:
     for one in golden:
         size = model.engine.image_size
         pixels = to_pixels(decode(one.path.read_bytes(), side=size), size)[np.newaxis]
-        caption = model.engine.caption(
-            pixels, max_new_tokens=model.max_new_tokens, num_beams=model.num_beams
-        )[0]
+        caption = model.engine.caption(pixels, model.generation)[0]
         if caption.text != one.caption:
             raise GoldenMismatch(one.path.name, one.caption, caption.text)
     return len(golden)

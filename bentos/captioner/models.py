@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from bentos.captioner.engine import BadModelFolder, Engine
+from bentos.captioner.generation import Generation
 
 MAX_BATCH = 8
 BAKED_MODEL = "baked"  # the alias under which a Bento knows the model it was built with
@@ -19,8 +20,7 @@ class ServedModel:
     name: str
     version: str
     source: str
-    max_new_tokens: int
-    num_beams: int
+    generation: Generation
 
 
 def load_model(
@@ -31,14 +31,12 @@ def load_model(
     Raises BadModelFolder.
     """
     engine = Engine.load(folder)
-    generation = engine.card.get("generation", {})
     model = ServedModel(
         engine=engine,
         name=name or str(engine.card.get("name", "unnamed")),
         version=version or str(engine.card.get("version", "unknown")),
         source=source,
-        max_new_tokens=int(generation.get("max_new_tokens", 30)),
-        num_beams=int(generation.get("num_beams", 1)),
+        generation=Generation.from_card(engine.card),
     )
     _warm(model, folder)
     return model
@@ -49,9 +47,7 @@ def _warm(model: ServedModel, folder: Path) -> None:
     size = model.engine.image_size
     for count in (1, MAX_BATCH):
         captions, embeddings = model.engine.run(
-            np.zeros((count, size, size, 3), np.uint8),
-            max_new_tokens=model.max_new_tokens,
-            num_beams=model.num_beams,
+            np.zeros((count, size, size, 3), np.uint8), model.generation
         )
         finite = np.isfinite([caption.log_probability for caption in captions]).all()
         if not finite or not np.isfinite(embeddings).all():

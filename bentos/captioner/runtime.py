@@ -127,9 +127,7 @@ class Runtime:
             job.pixels if job.pixels.shape[0] == size else _prepare(job.data, size).pixels
             for job in jobs
         ]
-        captions, embeddings = model.engine.run(
-            np.stack(pixels), max_new_tokens=model.max_new_tokens, num_beams=model.num_beams
-        )
+        captions, embeddings = model.engine.run(np.stack(pixels), model.generation)
         return [_Seen(*pair, model) for pair in zip(captions, embeddings, strict=True)]
 
     def _capture(self, request_id: str, job: _Job, seen: _Seen) -> None:

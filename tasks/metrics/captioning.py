@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bentos.captioner.generation import Generation
 from configs.schema import EvaluateConfig
 from tasks.data import folders
 from tasks.data.prepared import PreparedDataset, Split
@@ -80,23 +81,25 @@ def evaluate(
     config: EvaluateConfig,
     on_progress: Callable[[float], None],
 ) -> Evaluated:
-    """Scores on `test` (every source but feedback) and `current` (corrected requests), if any."""
+    """Scores on `test` (every source but feedback) and `current` (corrected requests), if any.
+
+    Every model is judged by the config's limits, and by its own prompt: it learned to go on there.
+    """
     test = dataset.split("test")
     slices = {
         "test": test.where(exclude_source="feedback"),
         "current": test.where(source="feedback"),
     }
     images = {name: s for name, s in slices.items() if s.image_ids}
+    generation = Generation(
+        **config.generation.model_dump(), prompt=Generation.from_card(engine.card).prompt
+    )
     total = sum(len(s.image_ids) for s in images.values())
     evaluations, embeddings, done = {}, {}, 0
     for name, split in images.items():
         captions, vectors = [], []
         for start in range(0, len(split.image_ids), config.batch_size):
-            found, seen = engine.run(
-                split.pixels[start : start + config.batch_size],
-                max_new_tokens=config.max_new_tokens,
-                num_beams=config.num_beams,
-            )
+            found, seen = engine.run(split.pixels[start : start + config.batch_size], generation)
             captions += found
             vectors.append(seen)
             done += len(found)

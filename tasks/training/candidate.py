@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bentos.captioner.engine import CARD_FILE, Engine
+from bentos.captioner.generation import CARD_KEY, Generation
 from bentos.captioner.golden import write_golden
 from configs.schema import GenerationConfig
 from tasks.data import folders
@@ -47,19 +48,19 @@ def train(
     job.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.out, prefix=".training-") as scratch:
         folder = launch.train(job.model_copy(update={"out": Path(scratch) / "model"}), report)
-        limits = {"max_new_tokens": generation.max_new_tokens, "num_beams": generation.num_beams}
-        card = {"name": name, "dataset_digest": dataset_digest, "generation": limits}
+        said = Generation(**generation.model_dump(), prompt=job.finetune.prompt)
+        card = {"name": name, "dataset_digest": dataset_digest, CARD_KEY: said.to_card()}
         (folder / CARD_FILE).write_text(json.dumps(card, indent=2))
-        _add_golden(folder, PreparedDataset.open(job.dataset), limits)
+        _add_golden(folder, PreparedDataset.open(job.dataset), said)
         # The card too: the same weights with other limits say other things, golden ones included.
         digest = folders.digest_of([model_digest(folder), card])
         final = folders.publish(folder, (job.out / digest).resolve())
     return Candidate(final, digest, scores)
 
 
-def _add_golden(folder: Path, dataset: PreparedDataset, limits: dict[str, int]) -> None:
+def _add_golden(folder: Path, dataset: PreparedDataset, generation: Generation) -> None:
     pixels = dataset.split("val").pixels[:GOLDEN_IMAGES]
     engine = Engine.load(folder)
     # One at a time, as a lone request will be: a batch may round differently.
-    captions = [engine.caption(image[np.newaxis], **limits)[0].text for image in pixels]
+    captions = [engine.caption(image[np.newaxis], generation)[0].text for image in pixels]
     write_golden(folder, list(pixels), captions)

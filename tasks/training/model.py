@@ -1,4 +1,5 @@
-"""The model to train: a tiny BLIP from random weights, or one loaded in Hugging Face layout."""
+"""The model to train: a tiny BLIP from random weights, or one of any family that the engine knows,
+loaded in Hugging Face layout."""
 
 import json
 from collections.abc import Sequence
@@ -13,29 +14,23 @@ from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
     BlipImageProcessorPil,
-    BlipTextConfig,
     PreTrainedTokenizerBase,
 )
 
+from bentos.captioner.families.family import Family
+from bentos.captioner.families.registry import UnknownFamily, family_of
 from configs.schema import ModelConfig, TinyBlipConfig
 from tasks.training import tokenizer as wordpiece
 from tasks.training.errors import BaseModelError, ImageSizeMismatch, SettingsMismatch
 
 
 class Parts(NamedTuple):
-    """What a model folder holds."""
+    """What a model folder holds; the annotations of a family's models hide what they are."""
 
-    model: BlipForConditionalGeneration
+    model: Any
     tokenizer: PreTrainedTokenizerBase
     processor: BlipImageProcessorPil
-
-
-class TokenIds(NamedTuple):
-    """The model's own start, end and padding; the tokenizer's may differ ([CLS] starts there)."""
-
-    start: int
-    end: int
-    padding: int
+    family: Family
 
 
 SCRATCH = "scratch"
@@ -56,7 +51,7 @@ def build(config: ModelConfig, train_captions: Sequence[str], image_size: int, s
     if config.base == SCRATCH:
         return _from_scratch(config.tiny, train_captions, image_size, seed)
     parts = _load(config.base)
-    needed = _image_size(parts.model)
+    needed = _image_size(parts.family, parts.model)
     if needed != image_size:
         raise ImageSizeMismatch(
             f"model.base {config.base!r} takes images of {needed} pixels, but the dataset was "
@@ -67,31 +62,12 @@ def build(config: ModelConfig, train_captions: Sequence[str], image_size: int, s
 
 def save(parts: Parts, folder: Path) -> None:
     """Write config, safetensors, generation settings, tokenizer and preprocessor to `folder`."""
-    model, tokenizer, processor = parts
+    model, tokenizer, processor, _ = parts
     model.save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):
         weights.chmod(0o644)  # written for their owner alone; a service may run as another
     wordpiece.save(tokenizer, folder)
     processor.save_pretrained(folder)
-
-
-def text_config(model: BlipForConditionalGeneration) -> BlipTextConfig:
-    config = model.config.text_config
-    assert isinstance(config, BlipTextConfig)
-    return config
-
-
-def token_ids(model: BlipForConditionalGeneration) -> TokenIds:
-    """The tokens that BLIP generates from and to; raises BaseModelError if one is not set."""
-    config = text_config(model)
-    ids = {key: getattr(config, key) for key in ("bos_token_id", "sep_token_id", "pad_token_id")}
-    for key, value in ids.items():
-        if not isinstance(value, int) or not 0 <= value < config.vocab_size:
-            raise BaseModelError(
-                f"the base model's text_config.{key} is {value}, no token of its "
-                f"{config.vocab_size}: correct its config.json."
-            )
-    return TokenIds(*ids.values())
 
 
 def _from_scratch(
@@ -103,7 +79,7 @@ def _from_scratch(
     model = BlipForConditionalGeneration(_tiny_config(tiny, tokenizer, image_size))
     _initialise_vision(model, image_size // tiny.patch_size, seed)
     processor = BlipImageProcessorPil(size={"height": image_size, "width": image_size})
-    return Parts(model, tokenizer, processor)
+    return Parts(model, tokenizer, processor, family_of(model.config.model_type))
 
 
 def _check_shapes(tiny: TinyBlipConfig, image_size: int) -> None:
@@ -159,41 +135,42 @@ def _initialise_vision(model: BlipForConditionalGeneration, side: int, seed: int
 
 
 def _load(base: str) -> Parts:
-    _check_is_blip(base)
+    family = _family(base)
     try:
-        loaded: Any = BlipForConditionalGeneration.from_pretrained(
-            base, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
+        model, missing = family.load(base)
+        family.token_ids(model)
         tokenizer = AutoTokenizer.from_pretrained(base)
         processor = BlipImageProcessorPil.from_pretrained(base)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _cannot_load(base, str(error)) from error
-    model, info = loaded
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise _cannot_load(base, f"its safetensors lack weights of a BLIP captioner: {missing}, …")
-    size = _image_size(model)
-    if dict(processor.size) != {"height": size, "width": size}:
+    if missing:
+        lacking = ", ".join(missing[:3])
+        raise _cannot_load(base, f"its safetensors lack weights of a captioner: {lacking}, …")
+    size = _image_size(family, model)
+    # Some say one side and a crop, which comes to the same: our own preprocessing makes a square.
+    if set(dict(processor.size).values()) != {size}:
         raise _cannot_load(
             base, f"its preprocessor_config.json says {dict(processor.size)}, its model {size}"
         )
-    return Parts(model, tokenizer, processor)
+    square = {"height": size, "width": size}
+    mean, std = processor.image_mean, processor.image_std
+    processor = BlipImageProcessorPil(size=square, image_mean=mean, image_std=std)
+    return Parts(model, tokenizer, processor, family)
 
 
-def _image_size(model: BlipForConditionalGeneration) -> int:
-    size = model.vision_model.config.image_size
-    assert isinstance(size, int), "BLIP's position embeddings are laid out for a square"
-    return size
+def _image_size(family: Family, model: Any) -> int:
+    return family.image_size(model.config.to_dict())
 
 
-def _check_is_blip(base: str) -> None:
-    """Refuse what is no BLIP before its weights are fetched."""
+def _family(base: str) -> Family:
+    """Refuses what no family knows before its weights are fetched."""
     try:
         config = AutoConfig.from_pretrained(base)
+        return family_of(config.model_type)
+    except UnknownFamily as error:
+        raise _cannot_load(base, f"it is {error}") from error
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise _cannot_load(base, str(error)) from error
-    if not isinstance(config, BlipConfig):
-        raise _cannot_load(base, f"it is a {config.model_type!r} model, not a BLIP")
 
 
 def _cannot_load(base: str, reason: str) -> BaseModelError:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bentos.captioner.engine import BadModelFolder, Engine, WrongImageSize, image_size_of
+from bentos.captioner.generation import Generation
 from bentos.captioner.images import normalize, to_pixels
 
 
@@ -39,7 +40,7 @@ def test_tokens_are_those_of_model_generate(
     )
     tokenizer = AutoTokenizer.from_pretrained(tiny_blip)
     texts = tokenizer.batch_decode(expected, skip_special_tokens=True)
-    captions = engine.caption(pixels, max_new_tokens=max_new_tokens, num_beams=num_beams)
+    captions = engine.caption(pixels, Generation(max_new_tokens, num_beams))
     assert [caption.text for caption in captions] == texts
     end = 3
     for caption, row in zip(captions, expected[:, 1:].tolist(), strict=True):
@@ -55,7 +56,7 @@ def test_log_probability_is_that_of_one_teacher_forced_pass(
 
     values = normalize(pixels, engine._mean, engine._std)
     sequences = reference.generate(pixel_values=values, max_new_tokens=8, num_beams=num_beams)
-    captions = engine.caption(pixels, max_new_tokens=8, num_beams=num_beams)
+    captions = engine.caption(pixels, Generation(8, num_beams))
     for index, caption in enumerate(captions):
         row = sequences[index : index + 1, : 1 + caption.num_tokens]
         with torch.inference_mode():
@@ -68,8 +69,8 @@ def test_log_probability_is_that_of_one_teacher_forced_pass(
 def test_run_gives_captions_and_mean_patch_tokens(engine, pixels, reference) -> None:
     import torch
 
-    captions, embeddings = engine.run(pixels, max_new_tokens=6)
-    assert captions == engine.caption(pixels, max_new_tokens=6)
+    captions, embeddings = engine.run(pixels, Generation(6))
+    assert captions == engine.caption(pixels, Generation(6))
     with torch.inference_mode():
         values = normalize(pixels, engine._mean, engine._std)
         hidden = reference.vision_model(values).last_hidden_state
@@ -78,15 +79,15 @@ def test_run_gives_captions_and_mean_patch_tokens(engine, pixels, reference) -> 
 
 
 def test_the_models_tell_pictures_apart(engine, pixels) -> None:
-    assert len({caption.text for caption in engine.caption(pixels, max_new_tokens=8)}) > 3
-    assert {caption.num_tokens for caption in engine.caption(pixels, max_new_tokens=8)} != {8}
+    assert len({caption.text for caption in engine.caption(pixels, Generation(8))}) > 3
+    assert {caption.num_tokens for caption in engine.caption(pixels, Generation(8))} != {8}
 
 
 def test_wrong_pixels_are_refused_with_the_shape_expected(engine) -> None:
     with pytest.raises(WrongImageSize, match=r"uint8 \[n, 72, 72, 3\]"):
-        engine.run(np.zeros((1, 64, 64, 3), np.uint8), max_new_tokens=1)
+        engine.run(np.zeros((1, 64, 64, 3), np.uint8), Generation(1))
     with pytest.raises(ValueError, match="float32"):
-        engine.run(np.zeros((1, 72, 72, 3), np.float32), max_new_tokens=1)
+        engine.run(np.zeros((1, 72, 72, 3), np.float32), Generation(1))
 
 
 @pytest.mark.parametrize("size", [48, 384])

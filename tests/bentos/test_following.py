@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from bentos.captioner import following
 from bentos.captioner.following import Follower
+from bentos.captioner.generation import Generation
 from bentos.captioner.golden import GoldenMismatch, check_golden, write_golden
 from bentos.captioner.images import to_pixels
 from bentos.captioner.models import load_model
@@ -65,9 +66,7 @@ def promote(tracking_uri) -> Callable[[Path], str]:
 def with_golden(folder: Path, picture, *, wrong: bool = False) -> Path:
     model = load_model(folder, source="test")
     pixels = [to_pixels(picture(seed), 72) for seed in range(3)]
-    captions = [
-        model.engine.caption(image[np.newaxis], max_new_tokens=8)[0].text for image in pixels
-    ]
+    captions = [model.engine.caption(image[np.newaxis], Generation(8))[0].text for image in pixels]
     if wrong:
         captions[1] = "what nobody said"
     write_golden(folder, pixels, captions)

@@ -13,6 +13,7 @@ from PIL import ExifTags, Image
 from prometheus_client import CollectorRegistry
 
 from bentos.captioner.capture import read_window
+from bentos.captioner.generation import Generation
 from bentos.captioner.images import BadImage, decode, normalize, to_pixels
 from bentos.captioner.models import ServedModel, load_model
 from bentos.captioner.runtime import Runtime
@@ -276,11 +277,11 @@ class Gate:
         self.seen: list[np.ndarray] = []
         self.entered, self.released = threading.Event(), threading.Event()
 
-    def run(self, pixels: np.ndarray, **options: int) -> object:
+    def run(self, pixels: np.ndarray, generation: Generation) -> object:
         self.seen.append(pixels)
         self.entered.set()
         assert self.released.wait(30)
-        return self._engine.run(pixels, **options)
+        return self._engine.run(pixels, generation)
 
 
 @pytest.mark.parametrize("sizes", [(24, 192), (192, 24)])

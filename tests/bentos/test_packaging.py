@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from bentos import packaging
 from bentos.captioner.capture import read_feedback, read_window
 from bentos.captioner.engine import Engine
+from bentos.captioner.generation import Generation
 from bentos.captioner.golden import read_golden, write_golden
 from bentos.captioner.images import decode, to_pixels
 
@@ -36,7 +37,7 @@ def golden_folder(tiny_blip: Path, tmp_path_factory, picture) -> Path:
     folder = shutil.copytree(tiny_blip, tmp_path_factory.mktemp("golden") / "model")
     engine = Engine.load(folder, device="cpu")
     pixels = [to_pixels(picture(seed), 72) for seed in range(3)]
-    captions = [engine.caption(one[np.newaxis], max_new_tokens=8)[0].text for one in pixels]
+    captions = [engine.caption(one[np.newaxis], Generation(8))[0].text for one in pixels]
     write_golden(folder, pixels, captions)
     return folder
 
@@ -77,7 +78,7 @@ def test_a_bento_ships_the_captioner_and_nothing_else(tag) -> None:
     source = Path(bentoml.bentos.get(tag).path) / "src"
     shipped = {str(path.relative_to(source)) for path in source.rglob("*.py")}
     captioner = packaging.ROOT / "bentos" / "captioner"
-    expected = {f"bentos/captioner/{path.name}" for path in captioner.glob("*.py")}
+    expected = {str(path.relative_to(packaging.ROOT)) for path in captioner.rglob("*.py")}
     assert shipped == expected | {"bentos/__init__.py"}
 
 

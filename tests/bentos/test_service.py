@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from bentos.captioner.api import create_app
 from bentos.captioner.capture import read_feedback, read_window
 from bentos.captioner.engine import BadModelFolder
+from bentos.captioner.generation import Generation
 from bentos.captioner.images import decode, to_pixels
 from bentos.captioner.models import ServedModel, load_model
 from bentos.captioner.runtime import Runtime
@@ -80,7 +81,7 @@ def test_a_picture_gets_the_engines_caption_and_the_version_that_made_it(model, 
             assert response.status_code == 200
             body = response.json()
             pixels = to_pixels(decode(png(3)), 72)[np.newaxis]
-            expected = model.engine.caption(pixels, max_new_tokens=8)[0]
+            expected = model.engine.caption(pixels, Generation(8))[0]
             assert body["caption"] == expected.text
             assert body["log_probability"] == pytest.approx(expected.log_probability, abs=1e-4)
             assert body["model"] == {"name": "tiny", "version": "7"}
@@ -127,7 +128,7 @@ def test_what_was_seen_is_captured_and_can_be_corrected(model, png, tmp_path) ->
     assert (captured.width, captured.height) == (90, 60)
     assert captured.brightness == pytest.approx(np.asarray(decode(png(1))).mean() / 255, abs=0.05)
     pixels = to_pixels(decode(png(1)), 72)[np.newaxis]
-    _, embeddings = model.engine.run(pixels, max_new_tokens=1)
+    _, embeddings = model.engine.run(pixels, Generation(1))
     np.testing.assert_allclose(captured.embedding, embeddings[0], atol=1e-5)
     (labelled,) = read_feedback(tmp_path)
     assert (labelled.captions, labelled.image) == (["a red circle"], png(1))
@@ -256,11 +257,11 @@ class HeldEngine:
         self.go = threading.Event()
         self.seen = 0
 
-    def run(self, pixels: np.ndarray, **options: int) -> object:
+    def run(self, pixels: np.ndarray, generation: Generation) -> object:
         self.entered.set()
         assert self.go.wait(30)
         self.seen += len(pixels)
-        return self._engine.run(pixels, **options)
+        return self._engine.run(pixels, generation)
 
 
 def held(model: ServedModel) -> tuple[ServedModel, HeldEngine]:
@@ -335,7 +336,7 @@ async def post_and_hang_up(service: Served, data: bytes) -> int:
 
 def test_a_failing_engine_is_a_500_without_a_stack_trace(model, png) -> None:
     class Broken(HeldEngine):
-        def run(self, pixels: np.ndarray, **options: int) -> object:
+        def run(self, pixels: np.ndarray, generation: Generation) -> object:
             raise RuntimeError("secret detail")
 
     async def main() -> None:
@@ -371,7 +372,7 @@ def test_a_swap_under_load_loses_nothing_and_names_the_right_version(
     expected = {
         one.version: [
             one.engine.caption(
-                to_pixels(decode(png(seed)), one.engine.image_size)[np.newaxis], max_new_tokens=8
+                to_pixels(decode(png(seed)), one.engine.image_size)[np.newaxis], Generation(8)
             )[0].text
             for seed in range(6)
         ]
@@ -417,9 +418,9 @@ def test_a_folder_without_a_card_is_served_with_defaults(tiny_blip, tmp_path) ->
     (folder / "captionloop.json").unlink()
     model = load_model(folder, source="test")
     assert (model.name, model.version) == ("unnamed", "unknown")
-    assert (model.max_new_tokens, model.num_beams) == (30, 1)
+    assert model.generation == Generation(max_new_tokens=30, num_beams=1)
     (folder / "captionloop.json").write_text(json.dumps({"generation": {"num_beams": 3}}))
-    assert load_model(folder, source="test").num_beams == 3
+    assert load_model(folder, source="test").generation == Generation(30, num_beams=3)
 
 
 def test_settings_say_which_variable_is_wrong() -> None:

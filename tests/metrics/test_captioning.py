@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bentos.captioner.generation import Generation
 from configs.schema import EvaluateConfig
 from tasks.drift import reference
 from tasks.metrics import captioning
@@ -34,7 +35,7 @@ def test_what_is_scored_is_what_the_engine_says(engine, dataset):
     prepared = dataset(*MIXED)
     found = evaluate(engine, prepared)
     split = prepared.split("test").where(exclude_source="feedback")
-    captions = engine.caption(np.asarray(split.pixels), max_new_tokens=6)
+    captions = engine.caption(np.asarray(split.pixels), Generation(6))
     part = found.evaluation.slices["test"]
     assert part.predictions == [caption.text for caption in captions]
     assert part.log_probabilities == pytest.approx([c.log_probability for c in captions], abs=1e-3)
@@ -43,8 +44,18 @@ def test_what_is_scored_is_what_the_engine_says(engine, dataset):
         split.image_ids, part.predictions, split.references, part.log_probabilities
     )
     assert part.corpus == independent.corpus
-    _, embeddings = engine.run(np.asarray(split.pixels), max_new_tokens=1)
+    _, embeddings = engine.run(np.asarray(split.pixels), Generation(1))
     np.testing.assert_allclose(found.embeddings["test"], embeddings, atol=1e-5)
+
+
+def test_a_model_is_judged_by_the_limits_of_the_config_and_by_its_own_prompt(
+    engine, dataset, monkeypatch
+):
+    prepared = dataset("scenes", "scenes", "scenes")
+    monkeypatch.setattr(engine, "card", {"generation": {"max_new_tokens": 2, "prompt": "a large"}})
+    said = evaluate(engine, prepared).evaluation.slices["test"].predictions
+    prompted = engine.caption(prepared.split("test").pixels[:], Generation(6, prompt="a large"))
+    assert said == [caption.text for caption in prompted]
 
 
 def test_progress_rises_over_both_slices_to_one(engine, dataset):

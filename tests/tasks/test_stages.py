@@ -18,6 +18,7 @@ from prefect.settings import PREFECT_API_URL
 
 from bentos.captioner.capture import CapturedRequest, CaptureStore
 from bentos.captioner.engine import Engine
+from bentos.captioner.generation import Generation
 from configs.schema import EvaluateConfig
 from configs.settings import settings
 from flows.monitor import monitor
@@ -232,7 +233,7 @@ def capture(champion: VersionRef, world: str, count: int) -> None:
                 model_version=str(champion.version),
                 caption="a shape",
                 log_probability=-1.0,
-                embedding=engine.run(pixels[np.newaxis], max_new_tokens=1)[1][0],
+                embedding=engine.run(pixels[np.newaxis], Generation(1))[1][0],
                 width=72,
                 height=72,
                 brightness=float(pixels.mean() / 255),

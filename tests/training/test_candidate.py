@@ -7,22 +7,24 @@ import numpy as np
 import pytest
 
 from bentos.captioner.engine import Engine
+from bentos.captioner.generation import Generation
 from bentos.captioner.golden import read_golden
 from bentos.captioner.images import decode
-from configs.schema import EvaluateConfig, FinetuneConfig, ModelConfig, TinyBlipConfig
+from configs.schema import FinetuneConfig, GenerationConfig, ModelConfig, TinyBlipConfig
 from tasks.training import candidate
 from tasks.training.launch import Progress, TrainJob
 
 TINY = TinyBlipConfig(patch_size=8, vision_width=16, text_width=16, heads=2, vocab_size=150)
-GREEDY = EvaluateConfig(max_new_tokens=7)
-BEAMS = EvaluateConfig(max_new_tokens=5, num_beams=2)
+PROMPT = "there is"
+GREEDY = GenerationConfig(max_new_tokens=7)
+BEAMS = GenerationConfig(max_new_tokens=5, min_new_tokens=2, num_beams=2)
 
 
 @pytest.fixture(scope="module")
 def trained(dataset, tmp_path_factory):
     """The same job side by side, twice with the same generation limits and once with others."""
     models = tmp_path_factory.mktemp("candidates") / "models"
-    settings = FinetuneConfig(max_steps=2, batch_size=4, log_every_steps=1)
+    settings = FinetuneConfig(max_steps=2, batch_size=4, log_every_steps=1, prompt=PROMPT)
     job = TrainJob(
         model=ModelConfig(tiny=TINY), finetune=settings, dataset=dataset, out=models, seed=5
     )
@@ -45,11 +47,8 @@ def test_golden_captions_are_what_the_engine_says_of_each_picture_alone(trained,
         assert len(golden) == len(shown)
         for one, pixels in zip(golden, shown, strict=True):
             np.testing.assert_array_equal(decode(one.path.read_bytes()), pixels)
-            (said,) = engine.caption(
-                pixels[np.newaxis],
-                max_new_tokens=limits.max_new_tokens,
-                num_beams=limits.num_beams,
-            )
+            generation = Generation(**limits.model_dump(), prompt=PROMPT)
+            (said,) = engine.caption(pixels[np.newaxis], generation)
             assert one.caption == said.text
 
 
@@ -62,7 +61,9 @@ def test_the_card_says_how_the_model_is_to_be_run(trained):
             "dataset_digest": "d" * 64,
             "generation": {
                 "max_new_tokens": limits.max_new_tokens,
+                "min_new_tokens": limits.min_new_tokens,
                 "num_beams": limits.num_beams,
+                "prompt": PROMPT,
             },
         }
 

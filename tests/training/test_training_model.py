@@ -55,10 +55,10 @@ def test_digest_sees_weights_and_config_but_not_the_card(tmp_path):
 
 
 def test_the_published_layout_loads_and_starts_from_dec(salesforce_base):
-    model, tokenizer, processor = models.build(
+    model, tokenizer, processor, family = models.build(
         ModelConfig(base=str(salesforce_base)), CAPTIONS, 24, seed=0
     )
-    ids = models.token_ids(model)
+    ids = family.token_ids(model)
     tokens = tokenizer.convert_ids_to_tokens([ids.start, ids.end, ids.padding])
     assert tokens == ["[DEC]", "[SEP]", "[PAD]"]
     assert np.allclose(processor.image_mean, [0.48145466, 0.4578275, 0.40821073])

@@ -1,0 +1,34 @@
+"""How captions are generated; a model's card carries it to wherever the model is served."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+CARD_KEY = "generation"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Settings of a search; new tokens are counted after the prompt, the end among them.
+
+    The `prompt` begins every caption for the model: it is neither said nor scored.
+    """
+
+    max_new_tokens: int
+    num_beams: int = 1
+    min_new_tokens: int = 0
+    prompt: str = ""
+
+    @classmethod
+    def from_card(cls, card: dict[str, Any]) -> Self:
+        """What a model's card says; older cards say less."""
+        said = card.get(CARD_KEY, {})
+        return cls(
+            max_new_tokens=int(said.get("max_new_tokens", 30)),
+            num_beams=int(said.get("num_beams", 1)),
+            min_new_tokens=int(said.get("min_new_tokens", 0)),
+            prompt=str(said.get("prompt", "")),
+        )
+
+    def to_card(self) -> dict[str, Any]:
+        """The value under CARD_KEY."""
+        return asdict(self)
