@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from configs.settings import settings
 from tasks.data import folders
+from tasks.data.readers.places import failures
 from tasks.refs import DatasetRef, PreparedRef
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class VersionError(ValueError):
-    """DVC could not bring a version's bytes; the message names the version and the remote."""
+    """DVC could not push or bring a version's bytes; the message names it and the remote."""
 
 
 def version(folder: Path, name: str) -> str:
@@ -27,12 +28,21 @@ def version(folder: Path, name: str) -> str:
 
     Afterwards the folder's files are read-only hard links into DVC's cache, so that the data lies
     on this disk once (and once more in the remote, where that is a local folder).
+    Raises VersionError where the remote can't be reached.
     """
+    from dvc.exceptions import DvcException
+
     with _workspace() as repo:
         tracked = Path(repo.root_dir) / name
         _link_tree(folder, tracked)
         [stage] = repo.add(str(tracked))
-        repo.push([str(tracked)])
+        try:
+            repo.push([str(tracked)])
+        except (DvcException, *failures(settings().dvc_remote_url)) as error:
+            raise VersionError(
+                f"dataset {name} could not be pushed to {settings().dvc_remote_url}: {error}. "
+                "Check CAPTIONLOOP_DVC_REMOTE, its credentials and that the bucket is there."
+            ) from error
         _move_links(tracked, folder)
         md5 = str(stage.outs[0].hash_info.value)
     log.info("versioned %s as %s", name, md5)

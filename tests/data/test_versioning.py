@@ -12,6 +12,7 @@ from s3 import served_bucket
 from configs.settings import ROOT
 from tasks.data import versioning
 from tasks.data.folders import sha256_file
+from tasks.data.versioning import VersionError
 
 
 @pytest.fixture
@@ -60,6 +61,15 @@ def test_a_version_is_restored_from_a_bucket_alone(tmp_path, machine, monkeypatc
         versioning.restore(md5, tmp_path / "back")
     assert content(tmp_path / "back") == before
     assert not (tmp_path / "remote").exists()
+
+
+def test_a_bucket_that_is_not_there_is_told_by_name_with_the_fix(tmp_path, machine, monkeypatch):
+    with served_bucket("lonely") as url:
+        monkeypatch.setenv("CAPTIONLOOP_DVC_REMOTE", f"{url}-gone/datasets")
+        with pytest.raises(VersionError, match=r"prepared .*lonely-gone.*CAPTIONLOOP_DVC_REMOTE"):
+            versioning.version(folder(tmp_path / "data"), "prepared")
+    with pytest.raises(VersionError, match=r"prepared .*CAPTIONLOOP_DVC_REMOTE"):
+        versioning.version(folder(tmp_path / "other"), "prepared")  # nobody serves it any more
 
 
 def test_an_older_version_stays_and_the_same_content_keeps_its_md5(tmp_path, machine):

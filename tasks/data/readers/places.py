@@ -136,11 +136,11 @@ def _reached(place: Place) -> Iterator[None]:
         yield
     except (FileNotFoundError, IsADirectoryError) as error:
         raise SourceError(f"{place}: no such file or folder; correct data.source.") from error
-    except _failures(place) as error:
+    except failures(place) as error:
         raise SourceError(f"{place}: can't be read: {error}") from error
 
 
-def _failures(place: Place) -> tuple[type[Exception], ...]:
+def failures(place: Place) -> tuple[type[Exception], ...]:
     """What an unreachable store raises: S3's missing keys and dead endpoints are no OSErrors."""
     if isinstance(place, str) and place.startswith(("s3:", "s3a:")):
         from botocore.exceptions import BotoCoreError
