@@ -56,6 +56,47 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_git(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GIT of random weights for images of 24 pixels a side, in the published layout."""
+    import json
+
+    import torch
+    from transformers import GitConfig, GitForCausalLM
+
+    from tasks.training import tokenizer as wordpiece
+
+    captions = ["a large red circle", "two small blue squares", "a green star above a diamond"]
+    tokenizer = wordpiece.learn(captions * 4, 90)
+    layer = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    layer |= {"intermediate_size": 32, "initializer_range": 0.3}
+    config = GitConfig(
+        vision_config=layer | {"image_size": 24, "patch_size": 8},
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.cls_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=40,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **layer,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("git") / "model"
+    GitForCausalLM(config).save_pretrained(folder)
+    wordpiece.save(tokenizer, folder)
+    preprocessor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "crop_size": {"height": 24, "width": 24},
+        "do_center_crop": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "size": {"shortest_edge": 24},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def photos() -> Path:
     if not PHOTOS.is_dir():
         pytest.skip("the real photos (../shared/data/flickr8k_1000) are not on this machine")
