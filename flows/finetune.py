@@ -1,10 +1,11 @@
-"""Finetune: the GPU's part of the loop as a flow of its own."""
+"""Finetune: the GPU's part of the loop as a flow of its own, here or on another work pool."""
 
 from pathlib import Path
 
 from prefect import flow
 
 from configs.schema import Config
+from tasks.deployed import announce, finetune_by_deployment
 from tasks.finetune import finetune
 from tasks.promote import require_champion
 from tasks.refs import ModelRef, PreparedRef, VersionRef
@@ -18,7 +19,7 @@ def finetune_model(scenario: Config, data: PreparedRef, champion: VersionRef | N
         base = require_champion(scenario.name, champion).model
     elif Path(scenario.model.base).is_dir():
         base = Path(scenario.model.base)  # a Path goes into the cache key by its content
-    return finetune(
+    model = finetune(
         scenario.name,
         data,
         scenario.model,
@@ -27,3 +28,12 @@ def finetune_model(scenario: Config, data: PreparedRef, champion: VersionRef | N
         base,
         scenario.seed,
     )
+    announce(model)
+    return model
+
+
+def finetune_anywhere(scenario: Config, data: PreparedRef, champion: VersionRef | None) -> ModelRef:
+    """`finetune_model` in this process, or by `finetune.deployment` where its workers are."""
+    if scenario.finetune.deployment is None:
+        return finetune_model(scenario, data, champion)
+    return finetune_by_deployment(scenario, data, champion)

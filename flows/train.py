@@ -7,7 +7,7 @@ from prefect.states import Completed, State
 
 from configs.loader import from_command_line, load
 from flows.dataset import dataset
-from flows.finetune import finetune_model
+from flows.finetune import finetune_anywhere
 from tasks.evaluate import evaluate, evaluate_champion
 from tasks.gate import gate
 from tasks.ingest import NotEnoughFeedback, collect_feedback
@@ -28,7 +28,7 @@ def train(config: str, overrides: Sequence[str] = (), reason: str = "by hand") -
         return Completed(name="NotEnoughFeedback", message=str(too_few))
 
     data = dataset(scenario, feedback)
-    model = finetune_model(scenario, data, champion)
+    model = finetune_anywhere(scenario, data, champion)
     if champion and champion.model.digest == model.digest:
         told = f"{scenario.name} v{champion.version} is this model already"
         return Completed(name="Unchanged", message=told)

@@ -1,6 +1,7 @@
 """What a person sees of a stage in the Prefect UI: tables, pictures, links, progress."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -21,13 +22,19 @@ def table(rows: Mapping[str, object]) -> str:
     return "\n".join(["| | |", "| --- | --- |", *lines])
 
 
-def progress(key: str, description: str) -> Callable[[float], None]:
-    """Opens a progress artifact; the function it returns moves it to a share in 0…1."""
+class Move(Protocol):
+    """Moves a progress artifact to a share in 0…1, maybe with other words."""
+
+    def __call__(self, share: float, description: str | None = None) -> None: ...
+
+
+def progress(key: str, description: str) -> Move:
+    """Opens a progress artifact."""
     made = create_progress_artifact(progress=0.0, key=key, description=description)
     assert isinstance(made, UUID)
 
-    def move(share: float) -> None:
-        update_progress_artifact(made, progress=round(100 * share, 1))
+    def move(share: float, description: str | None = None) -> None:
+        update_progress_artifact(made, progress=round(100 * share, 1), description=description)
 
     return move
 

@@ -19,7 +19,7 @@ from tasks.data import folders
 from tasks.data.prepared import PreparedDataset
 
 if TYPE_CHECKING:
-    from tasks.training.launch import Progress
+    from tasks.training.events import Event
 
 log = logging.getLogger("tasks.stages")
 
@@ -46,16 +46,20 @@ def prepare(config: Config) -> None:
 def finetune(config: Config) -> None:
     """Train on the prepared dataset; the loss goes to a curve for `dvc plots`."""
     from tasks.training import candidate
-    from tasks.training.launch import TrainJob
+    from tasks.training.events import Evaluated, Progress, Told
+    from tasks.training.launch import TrainJob, key_of
 
     if config.model.base == "champion":
         _refuse("model.base: only the registry knows the champion; run python -m flows.train")
-    curve = ["step,loss"]
+    losses: dict[int, float] = {}
 
-    def report(now: "Progress") -> None:
-        log.info(now.line)
-        if not now.done:  # the last line repeats the loss of the one before
-            curve.append(f"{now.step},{now.loss}")
+    def report(event: "Event") -> None:
+        if isinstance(event, Progress):
+            losses[event.step] = event.loss
+        if isinstance(event, Progress | Evaluated):
+            log.info(event.line)
+        if isinstance(event, Told):
+            log.info(event.text)
 
     digest = PreparedDataset.open(PREPARED).digest
     with folders.staging(MODEL.parent) as scratch:
@@ -63,11 +67,16 @@ def finetune(config: Config) -> None:
             model=config.model,
             finetune=config.finetune,
             dataset=PREPARED,
+            work=MODEL.parent / "training",
             out=scratch,
             seed=config.seed,
         )
-        trained = candidate.train(config.name, job, digest, config.evaluate, report)
+        work = job.work / key_of(config.name, job, digest, config.model.base)
+        job = job.model_copy(update={"work": work})
+        trained = candidate.train(config.name, job, digest, config.evaluate.generation, report)
         _put(trained.folder, MODEL)
+    candidate.forget(job)
+    curve = ["step,loss", *(f"{step},{loss}" for step, loss in losses.items())]
     LOSS.write_text("\n".join(curve) + "\n", encoding="utf-8")
 
 

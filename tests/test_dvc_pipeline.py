@@ -23,13 +23,13 @@ SCENARIO = "configs/demo.yaml"
 # What the flow calls -> the stage of dvc.yaml that does it.
 CALLS = {
     "dataset": "prepare",
-    "finetune_model": "finetune",
+    "finetune_anywhere": "finetune",
     "evaluate": "evaluate",
 }
 # Where the flow that such a call enters is written out.
 INNER = {
     "dataset": ("flows/dataset.py", "make_dataset"),
-    "finetune_model": ("flows/finetune.py", "finetune_model"),
+    "finetune_anywhere": ("flows/finetune.py", "finetune_model"),
 }
 
 

@@ -128,14 +128,18 @@ def to_pixels(image: Image.Image, size: int) -> np.ndarray:
     return np.array(image, dtype=np.uint8)
 
 
-def normalize(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> "torch.Tensor":
-    """uint8 [n, H, W, 3] to float32 [n, 3, H, W]: (pixel / 255 - mean) / std by channel."""
+def normalize(
+    pixels: "np.ndarray | torch.Tensor", mean: Sequence[float], std: Sequence[float]
+) -> "torch.Tensor":
+    """uint8 [n, H, W, 3] to float32 [n, 3, H, W] on the same device: (pixel / 255 - mean) / std."""
     import torch
 
+    images = torch.as_tensor(pixels)
     scale = 1.0 / (255.0 * torch.tensor(std, dtype=torch.float32))
     shift = -torch.tensor(mean, dtype=torch.float32) / torch.tensor(std, dtype=torch.float32)
-    values = torch.from_numpy(np.array(pixels, dtype=np.float32)) * scale + shift
-    return values.permute(0, 3, 1, 2).contiguous()
+    scale, shift = (each.to(images.device)[:, None, None] for each in (scale, shift))
+    values = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    return values.mul_(scale).add_(shift)
 
 
 def _reader(data: bytes) -> type[ImageFile] | None:

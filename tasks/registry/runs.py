@@ -15,6 +15,9 @@ from tasks.refs import PreparedRef
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+# Says which training a run is of, so that the same one goes on with it.
+_KEY = "training_key"
+
 
 def client() -> "MlflowClient":
     """A client of the tracking server that the settings name."""
@@ -50,31 +53,93 @@ def experiment_id(name: str) -> str:
 
 @contextlib.contextmanager
 def training(
-    experiment: str, sections: Mapping[str, BaseModel], data: PreparedRef, seed: int, run_name: str
+    experiment: str,
+    sections: Mapping[str, BaseModel],
+    data: PreparedRef,
+    seed: int,
+    run_name: str,
+    *,
+    key: str,
+    parent: str | None = None,
 ) -> Iterator[str]:
-    """A run in `experiment` that ends FINISHED, or FAILED as the training does; yields its id."""
+    """Yields the id of the unfinished run under `key`, or of a new one, a child of `parent` if any.
+
+    It ends FINISHED, FAILED as the training does, or KILLED where something ended that.
+    """
+    mlflow = client()
+    run_id = _unfinished(experiment, key)
+    if run_id is None:
+        run_id = _created(experiment, sections, data, seed, run_name, key, parent)
+    else:
+        mlflow.update_run(run_id, status="RUNNING")
+    try:
+        yield run_id
+    except BaseException as error:
+        mlflow.set_terminated(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    mlflow.set_terminated(run_id, "FINISHED")
+
+
+def _unfinished(experiment: str, key: str) -> str | None:
+    """The newest run under `key` that has not come to its end."""
+    found = client().search_runs(
+        [experiment_id(experiment)],
+        filter_string=f"tags.{_KEY} = '{key}' and attributes.status != 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return str(found[0].info.run_id) if found else None
+
+
+def _created(
+    experiment: str,
+    sections: Mapping[str, BaseModel],
+    data: PreparedRef,
+    seed: int,
+    run_name: str,
+    key: str,
+    parent: str | None,
+) -> str:
     from mlflow.entities import Param, RunTag
 
     mlflow = client()
-    run_id: str = mlflow.create_run(experiment_id(experiment), run_name=run_name).info.run_id
     parameters = {"seed": seed, **_flat(sections)}
     tags = {
+        _KEY: key,
         "git_commit": git_commit(),
         "dataset_digest": data.digest,
         "dataset_dvc_md5": data.dvc_md5,
         "dataset_rows_dvc_md5": data.rows_dvc_md5,
     }
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent
+    run_id: str = mlflow.create_run(experiment_id(experiment), run_name=run_name).info.run_id
     mlflow.log_batch(
         run_id,
-        params=[Param(key, str(value)) for key, value in parameters.items()],
-        tags=[RunTag(key, value) for key, value in tags.items()],
+        params=[Param(name, str(value)) for name, value in parameters.items()],
+        tags=[RunTag(name, value) for name, value in tags.items()],
     )
+    return run_id
+
+
+@contextlib.contextmanager
+def system_metrics(run_id: str) -> Iterator[None]:
+    """CPU, memory, disk, network and GPUs of this machine on the run, every ten seconds."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    client()
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True)
+    monitor.start()
     try:
-        yield run_id
-    except BaseException:
-        mlflow.set_terminated(run_id, "FAILED")
-        raise
-    mlflow.set_terminated(run_id, "FINISHED")
+        yield
+    finally:
+        monitor.finish()
+
+
+def last_step(run_id: str, metric: str) -> int:
+    """The latest step at which the run has `metric`, -1 if it has none."""
+    history = client().get_metric_history(run_id, metric)
+    return max((int(point.step) for point in history), default=-1)
 
 
 def log_metrics(run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:

@@ -2,7 +2,7 @@
 captions, by which any later copy can prove that it is the same model."""
 
 import json
-import tempfile
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ from tasks.data import folders
 from tasks.data.prepared import PreparedDataset
 from tasks.training import launch
 from tasks.training.digest import digest as model_digest
-from tasks.training.launch import Progress, TrainJob
+from tasks.training.events import Done, Event
+from tasks.training.launch import TrainJob
 
 GOLDEN_IMAGES = 8
 
@@ -36,26 +37,32 @@ def train(
     job: TrainJob,
     dataset_digest: str,
     generation: GenerationConfig,
-    on_progress: Callable[[Progress], None],
+    on_event: Callable[[Event], None],
 ) -> Candidate:
-    """Trains in `job.out`, a folder of models, and leaves the result there under its digest."""
+    """Trains in `job.work`, and leaves the result in `job.out`, a folder of models, under its
+    digest. The checkpoints stay, until `forget`."""
     scores: dict[str, float] = {}
 
-    def report(now: Progress) -> None:
-        scores.update(now.scores)
-        on_progress(now)
+    def follow(event: Event) -> None:
+        if isinstance(event, Done):
+            scores.update(event.scores)
+        on_event(event)
 
+    folder = launch.train(job.model_copy(update={"out": job.work / "model"}), follow)
+    said = Generation(**generation.model_dump(), prompt=job.finetune.prompt)
+    card = {"name": name, "dataset_digest": dataset_digest, CARD_KEY: said.to_card()}
+    (folder / CARD_FILE).write_text(json.dumps(card, indent=2))
+    _add_golden(folder, PreparedDataset.open(job.dataset), said)
+    # The card too: the same weights with other limits say other things, golden ones included.
+    digest = folders.digest_of([model_digest(folder), card])
     job.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=job.out, prefix=".training-") as scratch:
-        folder = launch.train(job.model_copy(update={"out": Path(scratch) / "model"}), report)
-        said = Generation(**generation.model_dump(), prompt=job.finetune.prompt)
-        card = {"name": name, "dataset_digest": dataset_digest, CARD_KEY: said.to_card()}
-        (folder / CARD_FILE).write_text(json.dumps(card, indent=2))
-        _add_golden(folder, PreparedDataset.open(job.dataset), said)
-        # The card too: the same weights with other limits say other things, golden ones included.
-        digest = folders.digest_of([model_digest(folder), card])
-        final = folders.publish(folder, (job.out / digest).resolve())
+    final = folders.publish(folder, (job.out / digest).resolve())
     return Candidate(final, digest, scores)
+
+
+def forget(job: TrainJob) -> None:
+    """Delete a training's checkpoints, once its candidate is where it won't be lost."""
+    shutil.rmtree(job.work, ignore_errors=True)
 
 
 def _add_golden(folder: Path, dataset: PreparedDataset, generation: Generation) -> None:
