@@ -12,7 +12,8 @@ from bentos.captioner.golden import read_golden
 from bentos.captioner.images import decode
 from configs.schema import FinetuneConfig, GenerationConfig, ModelConfig, TinyBlipConfig
 from tasks.training import candidate
-from tasks.training.launch import Progress, TrainJob
+from tasks.training.events import Done, Event, Progress
+from tasks.training.launch import TrainJob
 
 TINY = TinyBlipConfig(patch_size=8, vision_width=16, text_width=16, heads=2, vocab_size=150)
 PROMPT = "there is"
@@ -23,15 +24,21 @@ BEAMS = GenerationConfig(max_new_tokens=5, min_new_tokens=2, num_beams=2)
 @pytest.fixture(scope="module")
 def trained(dataset, tmp_path_factory):
     """The same job side by side, twice with the same generation limits and once with others."""
-    models = tmp_path_factory.mktemp("candidates") / "models"
+    folder = tmp_path_factory.mktemp("candidates")
+    models = folder / "models"
     settings = FinetuneConfig(max_steps=2, batch_size=4, log_every_steps=1, prompt=PROMPT)
-    job = TrainJob(
-        model=ModelConfig(tiny=TINY), finetune=settings, dataset=dataset, out=models, seed=5
-    )
-    lines: list[list[Progress]] = [[], [], []]
+    lines: list[list[Event]] = [[], [], []]
 
     def train(which: int) -> candidate.Candidate:
         limits = (GREEDY, GREEDY, BEAMS)[which]
+        job = TrainJob(
+            model=ModelConfig(tiny=TINY),
+            finetune=settings,
+            dataset=dataset,
+            work=folder / f"work-{which}",
+            out=models,
+            seed=5,
+        )
         return candidate.train("shapes", job, "d" * 64, limits, lines[which].append)
 
     with ThreadPoolExecutor() as threads:
@@ -79,8 +86,9 @@ def test_the_same_training_is_the_same_candidate_and_other_limits_make_another(t
     assert weights[0] == weights[1]
 
 
-def test_progress_and_the_last_scores_reach_the_caller(trained):
-    _, (first, *_), lines = trained
-    assert [line.step for line in lines] == [1, 2, 2]
-    assert first.scores == lines[-1].scores
+def test_all_events_and_the_last_scores_reach_the_caller(trained):
+    _, (first, *_), events = trained
+    assert [event.step for event in events if isinstance(event, Progress)] == [1, 2]
+    [done] = [event for event in events if isinstance(event, Done)]
+    assert first.scores == done.scores
     assert first.scores.keys() == {"val_loss", "val_cider"}

@@ -5,7 +5,8 @@ from statistics import mean
 from configs.loader import load
 from tasks.data import pipeline
 from tasks.training import launch
-from tasks.training.launch import Progress, TrainJob
+from tasks.training.events import Done, Event, Progress
+from tasks.training.launch import TrainJob
 
 
 def test_on_real_photos_the_loss_falls_also_on_those_that_were_held_out(photos, tmp_path):
@@ -22,12 +23,14 @@ def test_on_real_photos_the_loss_falls_also_on_those_that_were_held_out(photos, 
         model=config.model,
         finetune=config.finetune,
         dataset=prepared.folder,
+        work=tmp_path / "work",
         out=tmp_path / "model",
         seed=config.seed,
     )
-    lines: list[Progress] = []
-    launch.train(job, lines.append)
-    *logged, end = lines
+    events: list[Event] = []
+    launch.train(job, events.append)
+    logged = [event for event in events if isinstance(event, Progress)]
+    [end] = [event for event in events if isinstance(event, Done)]
     assert [line.step for line in logged] == [*range(5, 61, 5)]
     first, last = logged[0].loss, mean(line.loss for line in logged[-4:])
     assert last < 0.75 * first
