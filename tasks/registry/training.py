@@ -37,7 +37,7 @@ class TrainingRun:
                 self._uploads.put(event.folder, event.steps)
 
     def _show(self, event: Evaluated) -> None:
-        from tasks.training.samples import sheet
+        from tasks.registry.samples import sheet
 
         pixels = PreparedDataset.open(self._dataset).split("val").pixels[: len(event.captions)]
         picture = sheet(pixels, event.captions)
