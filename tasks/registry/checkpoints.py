@@ -29,7 +29,7 @@ class Uploads:
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         self._wanted: set[int] = set()
-        self._there: set[int] = set()
+        self._there = _told(run_id)  # also those of the process that died
         self._thread = ThreadPoolExecutor(1, "checkpoint-upload")
 
     def __enter__(self) -> Self:
@@ -82,17 +82,21 @@ class Uploads:
 
 def fetch(run_id: str, work: Path) -> None:
     """Bring a run's checkpoints to its work folder, if it has later ones than are there."""
-    told = client().get_run(run_id).data.tags.get(_TAG, "").split()
-    steps = sorted(map(int, told))
+    steps = sorted(_told(run_id))
     if not steps or steps[-1] <= max(checkpoints.steps(work), default=0):
         return
-    log.info("fetching checkpoints %s of run %s", ", ".join(told), run_id)
+    log.info("fetching checkpoints %s of run %s", ", ".join(map(str, steps)), run_id)
     with folders.staging(work) as staged:
         for step in steps:
             name = f"checkpoint-{step}"
             made = client().download_artifacts(run_id, f"{_ARTIFACTS}/{name}", str(staged))
             shutil.rmtree(work / name, ignore_errors=True)
             os.replace(made, work / name)
+
+
+def _told(run_id: str) -> set[int]:
+    """The steps whose checkpoints a run has whole."""
+    return set(map(int, client().get_run(run_id).data.tags.get(_TAG, "").split()))
 
 
 def _log_failure(done: "Future[None]") -> None:

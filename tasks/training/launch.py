@@ -6,7 +6,6 @@ import os
 import selectors
 import subprocess
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,19 +115,18 @@ def _run(job: TrainJob, on_event: Callable[[Event], None]) -> None:
     """One start of the training processes, to their end."""
     failed: Failed | None = None
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
-    with tempfile.TemporaryDirectory() as scratch:
-        job_file = Path(scratch) / "job.json"
-        job_file.write_text(job.model_dump_json(), encoding="utf-8")
-        with _process(_command(job.finetune, job_file)) as process:
-            for line in _lines(process):
-                event = parse(line)
-                if isinstance(event, Failed):
-                    failed = failed or event
-                    continue
-                if isinstance(event, Told):
-                    tail.append(event.text)
-                on_event(event)
-            code = process.wait()
+    job_file = job.work / "job.json"
+    job_file.write_text(job.model_dump_json(), encoding="utf-8")
+    with _process(_command(job.finetune, job_file)) as process:
+        for line in _lines(process):
+            event = parse(line)
+            if isinstance(event, Failed):
+                failed = failed or event
+                continue
+            if isinstance(event, Told):
+                tail.append(event.text)
+            on_event(event)
+        code = process.wait()
     if failed is not None:
         raise errors.named(failed.error, failed.message)
     if code != 0:
