@@ -30,6 +30,7 @@ def search(
             min_new_tokens=generation.min_new_tokens or None,
             num_beams=generation.num_beams,
             do_sample=False,
+            use_cache=True,  # whatever the config says: training turns it off there
             bos_token_id=ids.start,
             eos_token_id=ids.end,
             pad_token_id=ids.padding,

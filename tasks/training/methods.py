@@ -22,7 +22,13 @@ def prepare(parts: Parts, finetune: FinetuneConfig) -> Any:
         lora_dropout=finetune.lora.dropout,
         target_modules=list(family.lora_targets),
     )
-    return get_peft_model(model, adapters)
+    # Where activations are checkpointed, transformers and peft each make frozen embeddings require
+    # gradients. Both families add positions to these in place, which is an error then, and only
+    # reentrant checkpointing, which we don't use, needs it.
+    model.disable_input_require_grads()
+    adapted = get_peft_model(model, adapters)
+    model.disable_input_require_grads()
+    return adapted
 
 
 def merge(model: Any) -> Any:

@@ -38,7 +38,8 @@ def batch(parts: Parts) -> dict[str, torch.Tensor]:
 
 def loss(parts: Parts, model, inputs) -> torch.Tensor:
     ids = inputs["input_ids"]
-    logits = parts.family.text_logits(model(**inputs), ids.shape[1])
+    outputs = model(**inputs, use_cache=False)  # as Hugging Face's Trainer has it
+    logits = parts.family.text_logits(outputs, ids.shape[1])
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
@@ -103,6 +104,14 @@ def test_training_moves_what_trains_and_leaves_the_rest(parts, method) -> None:
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved <= names_that_train(model)
     assert len(moved) > len(names_that_train(model)) / 2
+
+
+@pytest.mark.parametrize("method", ["full", "frozen_vision", "lora"])
+def test_checkpointed_activations_change_no_step(parts, method) -> None:
+    other = parts._replace(model=copy.deepcopy(parts.model))
+    other.model.activation_checkpointing_enable({"use_reentrant": False})
+    losses = [train(one, prepared(one, method).train()) for one in (parts, other)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_lora_starts_as_the_model_that_it_adapts(parts) -> None:
