@@ -37,7 +37,7 @@ def dataset(tmp_path: Path, var: Path, capsys) -> PreparedRef:
 
 
 def trained_on(dataset: PreparedRef) -> str:
-    with runs.training("mine", {"model": ModelConfig()}, dataset, 7, "a run") as run_id:
+    with runs.training("mine", {"model": ModelConfig()}, dataset, 7, "run", key="k") as run_id:
         return run_id
 
 

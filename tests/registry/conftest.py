@@ -40,9 +40,8 @@ def logged(var: Path, prepared: PreparedRef) -> Callable[[str], ModelRef]:
         (folder / "golden").mkdir(parents=True)
         (folder / "model.safetensors").write_text(weights)
         (folder / "golden" / "golden.json").write_text("[]")
-        with runs.training(
-            NAME, {"finetune": FinetuneConfig()}, prepared, seed=1, run_name="tiny"
-        ) as run_id:
+        sections = {"finetune": FinetuneConfig()}
+        with runs.training(NAME, sections, prepared, 1, "tiny", key=digest) as run_id:
             return versions.log_model(run_id, folder, name=NAME, digest=digest)
 
     return log

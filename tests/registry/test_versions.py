@@ -174,14 +174,15 @@ def test_a_training_run_carries_its_config_and_dataset_and_ends_finished(logged,
     assert run.data.tags["git_commit"] == runs.git_commit()
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_training_run_that_is_ended_early_ends_failed(var, prepared, error):
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")]
+)
+def test_a_training_run_that_is_ended_early_says_how(var, prepared, error, status):
     started = []
 
     def train() -> None:
-        with runs.training(
-            NAME, {"model": ModelConfig()}, prepared, seed=1, run_name="tiny"
-        ) as run_id:
+        sections = {"model": ModelConfig()}
+        with runs.training(NAME, sections, prepared, 1, "tiny", key="k") as run_id:
             started.append(run_id)
             runs.log_metrics(run_id, {"loss": 2.0}, step=7)
             raise error
@@ -190,7 +191,7 @@ def test_a_training_run_that_is_ended_early_ends_failed(var, prepared, error):
         train()
     (run_id,) = started
     run = runs.client().get_run(run_id)
-    assert run.info.status == "FAILED"
+    assert run.info.status == status
     assert run.data.params["model.tiny.heads"] == "4"
     (loss,) = runs.client().get_metric_history(run_id, "loss")
     assert (loss.value, loss.step) == (2.0, 7)
