@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from bentos.captioner.decoding import prompt_tokens
 from bentos.captioner.families.family import TokenIds
 from configs.schema import FinetuneConfig
 from tasks.data.prepared import Pixels, Split
@@ -130,15 +131,11 @@ def encode(
     if not captions:
         return []
     unknown = tokenizer.unk_token_id
-    begin = [ids.start, *prompt_ids(tokenizer, prompt)]
+    begin = [ids.start, *prompt_tokens(tokenizer, prompt)]
     pieces = tokenizer(list(captions), add_special_tokens=False).input_ids
     room = max_tokens - len(begin) - 1
     kept = ([token for token in piece if token != unknown][:room] for piece in pieces)
     return [[*begin, *piece, ids.end] for piece in kept]
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    return list(tokenizer(prompt, add_special_tokens=False).input_ids)
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ class Collator:
                 f"{positions} positions: lower it."
             )
         ids = parts.family.token_ids(parts.model)
-        prompted = len(prompt_ids(parts.tokenizer, settings.prompt))
+        prompted = len(prompt_tokens(parts.tokenizer, settings.prompt))
         if prompted + 3 > limit:
             raise SettingsMismatch(
                 f"finetune.prompt {settings.prompt!r} takes {prompted} tokens and leaves no room "

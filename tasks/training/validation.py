@@ -82,7 +82,7 @@ class Validation:
         return total, tokens
 
 
-def inputs(batch: dict[str, torch.Tensor], parts: Parts) -> dict[str, torch.Tensor]:
+def inputs(batch: dict[str, torch.Tensor], parts: Parts) -> dict[str, Any]:
     """A collated batch as a model takes it, on its device; pixels travel there as bytes."""
     device, processor = parts.model.device, parts.processor
     return {
@@ -93,6 +93,8 @@ def inputs(batch: dict[str, torch.Tensor], parts: Parts) -> dict[str, torch.Tens
         ),
         "input_ids": batch["input_ids"].to(device, non_blocking=True),
         "attention_mask": batch["attention_mask"].to(device, non_blocking=True),
+        "logits_to_keep": batch["input_ids"].shape[1],  # GIT's patches have logits too
+        "use_cache": False,
     }
 
 
