@@ -174,10 +174,12 @@ def _fit(trainer: CaptionTrainer, job: TrainJob, emit: Emit) -> Done:
     found = checkpoints.steps(job.work)
     if main_process:
         emit(Told(text=_described(trainer, found)))
+    last = checkpoints.folder(job.work, found[-1]) if found else None
+    stopped = last is not None and trainer.stopped_at(last)
     try:
-        last = str(checkpoints.folder(job.work, found[-1])) if found else None
-        trainer.train(resume_from_checkpoint=last)
-        trainer.check_losses()
+        if not stopped:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+            trainer.check_losses()
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -186,7 +188,7 @@ def _fit(trainer: CaptionTrainer, job: TrainJob, emit: Emit) -> Done:
     if chosen is None:
         return Done(step=trainer.state.global_step, scores={})
     step, _ = chosen
-    if step != trainer.state.global_step:
+    if stopped or step != trainer.state.global_step:
         trainer._load_from_checkpoint(str(checkpoints.folder(job.work, step)))
     return Done(step=step, scores=scores_by_step(trainer.state)[step])
 

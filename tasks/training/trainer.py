@@ -20,6 +20,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
 from configs.schema import FinetuneConfig
 from tasks.training import checkpoints, loss
@@ -138,6 +139,17 @@ class CaptionTrainer(Trainer):
         )
         self.control.should_evaluate = False
         return scores
+
+    def stopped_at(self, checkpoint: Path) -> bool:
+        """Whether patience ended the run there; its state is this trainer's then."""
+        before, self.state = (
+            self.state,
+            TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)),
+        )
+        stopped = self._out_of_patience()
+        if not stopped:
+            self.state = before
+        return stopped
 
     def _out_of_patience(self) -> bool:
         patience, found = self.run.settings.patience, scores_by_step(self.state)

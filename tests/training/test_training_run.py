@@ -111,6 +111,19 @@ def test_a_run_that_died_after_its_last_checkpoint_only_writes_the_model(job):
     assert same(weights(broken), weights(whole))
 
 
+def test_a_run_that_patience_had_ended_is_not_trained_further(job):
+    settings = {"max_steps": 60, "evaluate_every_steps": 2, "patience": 2, "learning_rate": 0.05}
+    whole, broken = job("whole", **settings), job("broken", **settings)
+    expected = told(whole)
+    end = of(Progress, expected)[-1].step
+    assert end < 60
+    told(broken, until=lambda e: isinstance(e, Saved) and e.step == end)
+    again = told(broken)
+    assert curve(again) == {}
+    assert of(Done, again) == of(Done, expected)
+    assert same(weights(broken), weights(whole))
+
+
 def test_half_a_checkpoint_is_never_gone_on_with(job, monkeypatch):
     broken = job()
 
