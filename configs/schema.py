@@ -1,5 +1,7 @@
 """Every key a scenario YAML may hold, with its default and its limits."""
 
+from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,6 +14,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    field_validator,
     model_validator,
 )
 
@@ -397,6 +400,69 @@ class MonitorConfig(Section):
     permutations: PositiveInt = 200
 
 
+class Searched(Section):
+    """What a search tries for a key: numbers from `low` to `high`, or one of `choices`."""
+
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = Field(False, description="Evenly over the orders of magnitude.")
+    choices: tuple[bool | int | float | str | None, ...] = ()
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        if self.choices:
+            if self.low is not None or self.high is not None or self.log:
+                raise ValueError("give either choices, or low and high")
+        elif self.low is None or self.high is None:
+            raise ValueError("give low and high, or choices")
+        elif self.low >= self.high:
+            raise ValueError("low must be below high")
+        elif self.log and self.low <= 0:
+            raise ValueError("log needs a low above 0")
+        return self
+
+
+class _Searchable(Section):
+    """The sections that a search may vary."""
+
+    finetune: FinetuneConfig = FinetuneConfig()
+    model: ModelConfig = ModelConfig()
+
+    @classmethod
+    def valid(cls, key: str, value: object) -> Any:
+        """`value` as the type that `key` takes; its ValidationError names the key."""
+        keys = key.split(".")
+        section = cls.model_validate(reduce(lambda inner, k: {k: inner}, reversed(keys), value))
+        return reduce(getattr, keys, section)
+
+
+class SearchConfig(Section):
+    """A search for better settings (`flows/search.py`); each trial is one fine-tuning."""
+
+    trials: PositiveInt = Field(20, description="In all, over however many runs of the flow.")
+    startup_trials: PositiveInt = Field(
+        5, description="First ones, drawn at random and (of complete ones) never ended early."
+    )
+    space: Annotated[
+        dict[Annotated[str, Field(pattern=r"^(finetune|model\.tiny)\.")], Searched],
+        Field(min_length=1, description="By dotted key: `finetune.learning_rate: {low: …}`."),
+    ]
+
+    @field_validator("space")
+    @classmethod
+    def _gives_valid_settings(cls, space: Mapping[str, Searched]) -> dict[str, Searched]:
+        """Each end of a range and each choice as its key takes it, so that a float is one."""
+        valid = {}
+        for key, searched in space.items():
+            ends = {name: getattr(searched, name) for name in ("low", "high")}
+            update: dict[str, object] = {
+                name: _Searchable.valid(key, end) for name, end in ends.items() if end is not None
+            }
+            update["choices"] = tuple(_Searchable.valid(key, each) for each in searched.choices)
+            valid[key] = searched.model_copy(update=update)
+        return valid
+
+
 class Config(Section):
     """One scenario. `name` is the registered model and the MLflow experiment."""
 
@@ -409,3 +475,4 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     package: PackageConfig = PackageConfig()
     monitor: MonitorConfig = MonitorConfig()
+    search: SearchConfig | None = None

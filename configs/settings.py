@@ -17,11 +17,16 @@ class Settings(BaseSettings):
     dvc_remote: str | None = Field(None, description="DVC remote URL; default: var/dvc-remote.")
     captures: Path | None = Field(None, description="The service's capture folder.")
     service_url: str | None = Field(None, description="Where the captioner answers.")
+    optuna_storage: str | None = Field(None, description="Database URL of searches' studies.")
     mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
 
     @property
     def tracking_uri(self) -> str:
         return self.mlflow_tracking_uri or f"sqlite:///{self.var / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def optuna_url(self) -> str:
+        return self.optuna_storage or f"sqlite:///{self.var / 'optuna' / 'optuna.db'}"
 
     @property
     def capture_folder(self) -> Path:
