@@ -17,9 +17,8 @@ from tasks.artifacts import publish
 from tasks.finetune import Follower, job_of, worth_another_try
 from tasks.promote import require_champion
 from tasks.refs import ModelRef, PreparedRef, VersionRef
-from tasks.registry import runs, searches, training
+from tasks.registry import runs, searches, studies, training
 from tasks.training import candidate
-from tasks.training import search as studies
 from tasks.training.candidate import Candidate
 from tasks.training.events import Event
 from tasks.training.launch import TrainJob

@@ -10,7 +10,7 @@ from configs.settings import settings
 from tasks.data import folders
 from tasks.refs import ModelRef, PreparedRef
 from tasks.registry import runs, versions
-from tasks.training.search import DIGEST, RUN_ID, WHY, folder, models, overrides
+from tasks.registry.studies import DIGEST, RUN_ID, WHY, folder, models, overrides
 
 if TYPE_CHECKING:
     from optuna import Study

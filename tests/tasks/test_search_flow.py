@@ -14,8 +14,7 @@ from prefect.client.schemas.objects import State
 from configs.settings import settings
 from flows.search import search
 from tasks.refs import VersionRef
-from tasks.registry import runs, versions
-from tasks.training import search as studies
+from tasks.registry import runs, studies, versions
 from tasks.training.events import Event, Saved, Told
 
 GOOD, HOPELESS = 6e-3, 1e-9

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from configs.loader import ConfigError, load
 from configs.schema import Config
 from configs.settings import ROOT, settings
-from tasks.training import search as studies
+from tasks.registry import searches, studies
 from tasks.training.candidate import Candidate
 from tasks.training.errors import TrainingDiverged, TrainingFailed
 from tasks.training.events import Evaluated, Event
@@ -243,6 +243,16 @@ def test_only_the_best_model_stays_on_the_disk(config):
     assert not studies.training("shapes").exists()
 
 
+def test_a_best_model_that_is_gone_is_told_with_the_command_that_makes_it_again(config):
+    trial = begun(config)
+    best = carry_out(trial, [1.0, 2.0, 2.5])
+    (studies.models("shapes") / "digest-0").rmdir()
+    with pytest.raises(searches.ModelGone) as caught:
+        searches.log_best("shapes", trial.study, best)
+    settings_again = " ".join(studies.overrides(best.params))
+    assert str(caught.value).endswith(f"python -m flows.train CONFIG {settings_again}")
+
+
 # --- going on -----------------------------------------------------------------------------------
 
 
@@ -295,8 +305,8 @@ def test_another_space_or_other_limits_are_another_search(scenario, config, over
 
 def test_two_processes_do_not_search_the_same_at_once(config):
     code = """
-from tasks.training import search
-with search.alone("shapes"):
+from tasks.registry import studies
+with studies.alone("shapes"):
     print("in", flush=True)
     input()
 """
