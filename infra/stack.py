@@ -21,7 +21,7 @@ from configs.settings import ROOT, settings
 from infra import reaper
 
 HOST = "127.0.0.1"
-WORK_POOL = "local"
+WORK_POOL, GPU_POOL = "local", "gpu"
 START_TIMEOUT_SECONDS = 180.0
 logger = logging.getLogger(__name__)
 
@@ -123,8 +123,9 @@ class Stack:
         self._wait("prefect", lambda: _answers(f"{self.prefect_url}/api/health"))
 
     def start_worker(self) -> None:
-        """Deploys the flows of the Prefect file and starts a worker for them."""
-        self._run("prefect", "work-pool", "create", WORK_POOL, "--type", "process", "--overwrite")
+        """Deploys the flows of the Prefect file and starts a worker for those of a laptop."""
+        for pool in (WORK_POOL, GPU_POOL):
+            self._run("prefect", "work-pool", "create", pool, "--type", "process", "--overwrite")
         self._run("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", self.prefect_file)
         worker = ["prefect", "worker", "start", "--pool", WORK_POOL]
         self._start("worker", worker, {"PYTHONPATH": str(ROOT)})
