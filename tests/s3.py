@@ -1,4 +1,4 @@
-"""An S3 server for the data room's tests."""
+"""An S3 server for tests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
