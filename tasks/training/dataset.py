@@ -18,7 +18,7 @@ from tasks.training.model import Parts
 
 IGNORED = -100
 # Batches are of like lengths within so many: enough for little padding, and still random.
-_BUCKET_BATCHES = 16
+_BUCKET_BATCHES = 32
 
 
 class Draw(NamedTuple):
@@ -86,7 +86,7 @@ def _rounds(items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarr
 def bucketed(draws: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
     """The draws with those of like `lengths` in one batch, so that there is little padding.
 
-    Sorted among 16 batches at a time, whose order is then random again. Within a batch the order
+    Sorted among 32 batches at a time, whose order is then random again. Within a batch the order
     is by length, so parts of it are padded little too.
     """
     rng = np.random.default_rng(seed)

@@ -62,14 +62,7 @@ def main(arguments: list[str]) -> int:
 def run(job: TrainJob, emit: Emit) -> None:
     """Train, from the last checkpoint if there is one, and write `job.out`; raises a TrainingError
     for what the user can put right."""
-    data = PreparedDataset.open(job.dataset)
-    train, val = data.split("train"), data.split("val")
-    if not len(train):
-        raise SettingsMismatch(f"the train split of {job.dataset} is empty: give it images.")
-    captions = [caption for references in train.references for caption in references]
-    parts = models.build(job.model, captions, data.image_size, job.seed)
-    steps = num_steps(train, job.finetune)
-    trainer = _trainer(job, parts, train, val, steps, emit)
+    trainer = trainer_of(job, emit)
     done = _fit(trainer, job, emit)
     if trainer.args.process_index == 0:
         with room_for_files(job.work):
@@ -77,6 +70,17 @@ def run(job: TrainJob, emit: Emit) -> None:
         emit(done)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
+
+
+def trainer_of(job: TrainJob, emit: Emit) -> CaptionTrainer:
+    """A job's trainer, with nothing trained yet."""
+    data = PreparedDataset.open(job.dataset)
+    train, val = data.split("train"), data.split("val")
+    if not len(train):
+        raise SettingsMismatch(f"the train split of {job.dataset} is empty: give it images.")
+    captions = [caption for references in train.references for caption in references]
+    parts = models.build(job.model, captions, data.image_size, job.seed)
+    return _trainer(job, parts, train, val, num_steps(train, job.finetune), emit)
 
 
 def _trainer(
