@@ -36,10 +36,11 @@ def _micro_deployments(folder, config):
     text = (ROOT / "prefect.yaml").read_text().replace("demo-captioner", NAME)
     deployments = yaml.safe_load(text)
     for deployment in deployments["deployments"]:
-        if "config" in deployment["parameters"]:
-            deployment["parameters"]["config"] = str(config)
-        if "overrides" in deployment["parameters"]:
-            deployment["parameters"]["overrides"] = RETRAIN
+        parameters = deployment.get("parameters", {})
+        if "config" in parameters:
+            parameters["config"] = str(config)
+        if "overrides" in parameters:
+            parameters["overrides"] = RETRAIN
     path = folder / "prefect.yaml"
     path.write_text(yaml.safe_dump(deployments))
     return path
