@@ -12,6 +12,7 @@ from prefect.client.schemas.filters import (
     ArtifactFilterKey,
 )
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
@@ -60,7 +61,13 @@ def finetune_by_deployment(
     if run.state is None or not run.state.is_completed():
         why = run.state.message if run.state else "it has no state"
         raise DeploymentFailed(f"the run {run.name} of {name} ended {run.state_name}: {why}")
-    return _made_by(run.id)
+    made = _made_by(run.id)
+    if made is None:
+        raise DeploymentFailed(
+            f"finetune.deployment: the run {run.name} of {name} made no model; name a deployment "
+            "of flows.finetune.finetune_model."
+        )
+    return made
 
 
 def _waited_for(run: FlowRun) -> FlowRun:
@@ -75,11 +82,12 @@ def _waited_for(run: FlowRun) -> FlowRun:
     return run
 
 
-def _made_by(flow_run_id: UUID) -> ModelRef:
+def _made_by(flow_run_id: UUID) -> ModelRef | None:
     wanted = ArtifactFilter(
         flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]),
         key=ArtifactFilterKey(any_=[_MADE]),
     )
+    newest = ArtifactSort.CREATED_DESC  # a run that was retried may have said it before
     with get_client(sync_client=True) as client:
-        [artifact] = client.read_artifacts(artifact_filter=wanted)
-    return ModelRef.model_validate(json.loads(str(artifact.data))[0])
+        found = client.read_artifacts(artifact_filter=wanted, sort=newest, limit=1)
+    return ModelRef.model_validate(json.loads(str(found[0].data))[0]) if found else None

@@ -30,9 +30,11 @@ class TrainingRun:
         match event:
             case Progress() if event.step > self._logged:
                 runs.log_metrics(self.run_id, event.metrics, event.step)
+                self._logged = event.step
             case Evaluated() if event.step > self._validated:
                 runs.log_metrics(self.run_id, event.scores, event.step)
                 self._show(event)
+                self._validated = event.step
             case Saved():
                 self._uploads.put(event.folder, event.steps)
 
@@ -63,7 +65,7 @@ def training_run(
             experiment, sections, data, job.seed, run_name, key=job.work.name, parent=parent
         ) as run_id,
         runs.system_metrics(run_id),
-        checkpoints.Uploads(run_id) as uploads,
+        checkpoints.Uploads(run_id, job.work) as uploads,
     ):
         job.work.mkdir(parents=True, exist_ok=True)
         checkpoints.fetch(run_id, job.work)
