@@ -83,7 +83,8 @@ def near_pairs(signatures: npt.NDArray[np.void], max_bits: int) -> Places:
     with its like among the first 16 and with some of the others.
     """
     kinds, chains = _collapse(signatures)
-    pairs = np.concatenate([chains, kinds[_neighbours(signatures[kinds], max_bits)]])
+    different = signatures if len(kinds) == len(signatures) else signatures[kinds]
+    pairs = np.concatenate([chains, kinds[_neighbours(different, max_bits)]])
     closed = _with_the_first(signatures, pairs, max_bits)
     return _unique(np.concatenate([pairs, *closed]), len(signatures))
 
@@ -100,7 +101,9 @@ def _collapse(signatures: npt.NDArray[np.void]) -> tuple[Places, Places]:
     """The first image of each different signature, and the pairs that chain its equals to it."""
     raw = np.ascontiguousarray(signatures).view(f"V{SIGNATURE.itemsize}")
     order = np.argsort(raw, kind="stable")
-    equal = raw[order[1:]] == raw[order[:-1]]
+    blocks = (order[start : start + _BLOCK + 1] for start in range(0, len(order), _BLOCK))
+    found = [raw[block[1:]] == raw[block[:-1]] for block in blocks]
+    equal = np.concatenate([np.zeros(0, bool), *found])
     first = order[np.append(True, ~equal)[: len(order)]]
     return np.sort(first), np.stack([order[:-1][equal], order[1:][equal]], axis=1)
 

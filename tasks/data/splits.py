@@ -60,7 +60,9 @@ def assign(
     """
     splits: list[SplitName] = []
     leaks: dict[int, int] = {}
-    for place, near in enumerate(_earlier(pairs, len(keys))):
+    earlier = _earlier(pairs)
+    for place in range(len(keys)):
+        near = earlier.get(place, [])
         standing = [other for other in near if other not in leaks]
         split = hints[place]
         if split is None:
@@ -87,9 +89,9 @@ def _draw(key: str, config: SplitsConfig, seed: int) -> SplitName:
     return "val" if place < config.test + config.val else "train"
 
 
-def _earlier(pairs: npt.NDArray[np.int64], count: int) -> list[list[int]]:
-    """For each place, those before it that it is a near-duplicate of."""
-    near: list[list[int]] = [[] for _ in range(count)]
+def _earlier(pairs: npt.NDArray[np.int64]) -> dict[int, list[int]]:
+    """Place -> those before it that it is a near-duplicate of, if any."""
+    near: dict[int, list[int]] = {}
     for first, second in pairs.tolist():
-        near[max(first, second)].append(min(first, second))
+        near.setdefault(max(first, second), []).append(min(first, second))
     return near

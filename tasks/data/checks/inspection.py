@@ -1,7 +1,7 @@
 """What one look at each row tells: small numbers of fixed size, so that all rows' fit memory."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -45,18 +45,19 @@ class Inspection:
     faults: dict[int, Fault] = field(default_factory=dict)
 
     @classmethod
-    def joined(cls, inspections: Sequence["Inspection"]) -> "Inspection":
-        empty = cls(np.empty(0, STATE), np.empty(0, np.uint64))
-        faults: dict[int, Fault] = {}
+    def joined(cls, inspections: Iterable["Inspection"], count: int) -> "Inspection":
+        """Those of `count` rows in all, each forgotten as the next one comes."""
+        whole = cls(np.empty(count, STATE), np.empty(0, np.uint64))
+        said = [whole.said]
         start = 0
         for one in inspections:
-            faults |= {start + place: fault for place, fault in one.faults.items()}
+            whole.faults.update((start + place, fault) for place, fault in one.faults.items())
+            whole.state[start : start + len(one.state)] = one.state
+            said.append(one.said)
             start += len(one.state)
-        return cls(
-            np.concatenate([empty.state, *(one.state for one in inspections)]),
-            np.concatenate([empty.said, *(one.said for one in inspections)]),
-            faults,
-        )
+        assert start == count
+        whole.said = np.concatenate(said)
+        return whole
 
 
 def inspect_part(part: Part, raw: DatasetRef, config: ChecksConfig) -> Inspection:

@@ -1,8 +1,9 @@
 """What only the whole dataset shows: copies, near-duplicates, leaks between splits, captions that
 are everywhere. Works on the inspection's arrays alone; no image or caption is read again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -51,10 +52,11 @@ def judge(found: Inspection, config: ChecksConfig, shares: SplitsConfig, seed: i
     if config.actions.caption_too_common != "note":
         aside |= _left_without_caption(found, common, aside)
     heirs, copy_leaks = _copies(found, aside)
-    kept = np.array([p for p in range(len(found.state)) if p not in aside], dtype=np.int64)
+    stays = np.ones(len(found.state), bool)
+    stays[list(aside)] = False
+    kept = np.flatnonzero(stays)
     pairs = duplicates.near_pairs(found.state["signature"][kept], config.near_duplicate_bits)
-    # NumPy drops the zeros at the end of a byte string.
-    keys = [bytes(sha).ljust(32, b"\0").hex() for sha in found.state["sha256"][kept]]
+    keys = _Digests(found.state["sha256"], kept)
     hints = [None if hint == NO_HINT else SPLITS[hint] for hint in found.state["hint"][kept]]
     assigned = splits.assign(keys, hints, pairs, shares, seed)
     split = np.full(len(found.state), _NO_SPLIT, np.int8)
@@ -74,6 +76,20 @@ def judge(found: Inspection, config: ChecksConfig, shares: SplitsConfig, seed: i
     if config.actions.near_duplicate != "note":
         aside |= {place: Aside("near_duplicate", other) for place, other in near.items()}
     return Judgement(aside, split, heirs, near, leaks | copy_leaks, common)
+
+
+class _Digests(Sequence[str]):
+    """SHA-256 in hex of some rows, made as they are asked for."""
+
+    def __init__(self, raw: np.ndarray, places: np.ndarray) -> None:
+        self._raw, self._places = raw, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        # NumPy drops the zeros at the end of a byte string.
+        return bytes(self._raw[self._places[index]]).ljust(32, b"\0").hex()
 
 
 def _common(found: Inspection, config: ChecksConfig) -> frozenset[int]:
@@ -126,8 +142,9 @@ def _same_bytes(found: Inspection, aside: dict[int, Aside]) -> Iterator[list[int
     """Places, in order, of the usable images that have the same bytes as others."""
     order = np.argsort(found.state["sha256"], kind="stable")
     sha = found.state["sha256"][order]
-    starts = np.flatnonzero(np.append(True, sha[1:] != sha[:-1]))
-    for group in np.split(order, starts[1:]):
-        usable = [int(place) for place in group if place not in aside]
+    equal = np.concatenate([[False], sha[1:] == sha[:-1], [False]])
+    # Runs of equal neighbours; a list of all the others would be the largest thing in memory.
+    for start, end in np.flatnonzero(equal[1:] != equal[:-1]).reshape(-1, 2):
+        usable = [int(place) for place in order[start : end + 1] if place not in aside]
         if len(usable) > 1:
             yield usable

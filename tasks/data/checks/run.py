@@ -62,7 +62,7 @@ def run(
     """
     parts = records.parts(raw, _PART)
     looked = mapper(partial(inspect_part, raw=raw, config=config), parts)
-    found = Inspection.joined(list(_tracked(looked, len(parts), progress)))
+    found = Inspection.joined(_tracked(looked, len(parts), progress), raw.num_images)
     judged = judge(found, config, shares, seed)
     with folders.staging(out) as staged, Sorting(raw, staged, found, judged, config) as sorting:
         sorting.run()
