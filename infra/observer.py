@@ -25,6 +25,8 @@ from prefect.client.schemas.sorting import ArtifactSort
 from prefect.states import Crashed, State
 from prefect.types import DateTime
 
+from tasks.spread import SHARD
+
 POLL_SECONDS = 0.5
 LIVING = [
     StateType.SCHEDULED,
@@ -41,7 +43,7 @@ class FlowRunFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Stage:
-    """A task run that ended."""
+    """A stage that ended."""
 
     name: str
     cached: bool
@@ -129,7 +131,9 @@ class Observer:
         )
         for task in sorted(tasks, key=lambda t: t.end_time or datetime.max.replace(tzinfo=UTC)):
             state = task.state
-            if state is None or not state.is_final() or state.state_details.child_flow_run_id:
+            if state is None or not state.is_final() or SHARD in task.tags:
+                continue
+            if state.state_details.child_flow_run_id:
                 continue
             name = task.name.rsplit("-", 1)[0]
             yield task.id, Stage(name, state.name == "Cached", task.total_run_time.total_seconds())

@@ -10,6 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+SHARD = "shard"  # the tag of what is no stage by itself
 # For a worker to answer; a cluster that scales up from none may have to start one.
 _PATIENCE_SECONDS = 120
 
@@ -18,7 +19,7 @@ class NoCluster(ValueError):
     """`data.dask_address` leads to no Dask cluster with a worker."""
 
 
-@task(task_run_name="{name} {place}", cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="{name} {place}", tags={SHARD}, cache_policy=NO_CACHE, persist_result=False)
 def shard(name: str, place: int, function: Callable[[Any], Any], item: Any) -> Any:
     """One shard; the stage that it belongs to is what is cached."""
     return function(item)
