@@ -1,7 +1,9 @@
 """The word-overlap metrics on tokens: BLEU, ROUGE-L and CIDEr, as the COCO evaluation defines them.
 
 Equal to `pycocoevalcap` on the same tokens, its quirks included; there is one n-gram count for
-BLEU and CIDEr together.
+BLEU and CIDEr together. What it and the papers that use it call CIDEr *is* CIDEr-D of Vedantam et
+al. 2015 (clipped, with a length penalty): its source and their `ciderD` are the same but for the
+name. So both names give one number here; nobody publishes the paper's plain CIDEr.
 """
 
 from collections.abc import Iterator, Sequence
@@ -67,6 +69,17 @@ class _NGrams:
     vocabulary: int
 
 
+def _split_at_spaces(corpus: Corpus) -> Corpus:
+    """A token may hold a space (a mixed number): the COCO scripts count words there, but in ROUGE-L."""
+    captions = [*corpus.predictions, *(ref for refs in corpus.references for ref in refs)]
+    if all(len(word.split()) == 1 for word in set().union(*captions)):
+        return corpus
+    return Corpus(
+        [" ".join(tokens).split() for tokens in corpus.predictions],
+        [[" ".join(ref).split() for ref in refs] for refs in corpus.references],
+    )
+
+
 def _ngrams(corpus: Corpus) -> Iterator[_NGrams]:
     """N-gram counts of order 1, 2, … `ORDERS`; n-grams are dense integers of no fixed meaning."""
     captions = [*corpus.predictions, *(ref for refs in corpus.references for ref in refs)]
@@ -125,18 +138,26 @@ class BleuScores:
 
 def bleu_and_cider(corpus: Corpus) -> tuple[BleuScores, np.ndarray]:
     """Both n-gram metrics from one count; CIDEr [images] (its mean is the corpus's)."""
+    corpus = _split_at_spaces(corpus)
     orders = list(_ngrams(corpus))
     return _bleu(corpus, orders), _cider(corpus, orders)
 
 
 def bleu(corpus: Corpus) -> BleuScores:
     """Clipped n-gram precision with the closest reference's length (Papineni et al. 2002)."""
+    corpus = _split_at_spaces(corpus)
     return _bleu(corpus, list(_ngrams(corpus)))
 
 
 def cider(corpus: Corpus) -> np.ndarray:
     """CIDEr of every image, document frequencies from these references (Vedantam et al. 2015)."""
+    corpus = _split_at_spaces(corpus)
     return _cider(corpus, list(_ngrams(corpus)))
+
+
+def cider_d(corpus: Corpus) -> np.ndarray:
+    """CIDEr-D of every image: what `cider` is, too (see the top)."""
+    return cider(corpus)
 
 
 def _bleu(corpus: Corpus, orders: list[_NGrams]) -> BleuScores:

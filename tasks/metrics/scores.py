@@ -27,7 +27,11 @@ def tokenized(predictions: Sequence[str], references: Sequence[Sequence[str]]) -
 
 def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
     """Scores one prediction an image against its references (at least one each)."""
-    corpus = tokenized(predictions, references)
+    return score_tokens(tokenized(predictions, references))
+
+
+def score_tokens(corpus: overlap.Corpus) -> Scores:
+    """The same on tokens as they are."""
     bleu, cider = overlap.bleu_and_cider(corpus)
     rouge_l = overlap.rouge_l(corpus)
     return Scores(

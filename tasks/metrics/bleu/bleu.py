@@ -3,6 +3,8 @@
 The library copies this file elsewhere and finds its imports by a regex: one absolute import a line.
 """
 
+from typing import Any
+
 import datasets
 import evaluate
 
@@ -26,6 +28,12 @@ class Bleu(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-        scores = overlap.bleu(tokenized(predictions, references)).corpus
-        return {f"bleu_{order}": score for order, score in enumerate(scores, start=1)}
+    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
+        scores = overlap.bleu(tokenized(predictions, references))
+        return {
+            **{f"bleu_{order}": score for order, score in enumerate(scores.corpus, start=1)},
+            **{
+                f"bleu_{order}_per_image": values.tolist()
+                for order, values in enumerate(scores.per_image, start=1)
+            },
+        }

@@ -3,6 +3,8 @@
 The library copies this file elsewhere and finds its imports by a regex: one absolute import a line.
 """
 
+from typing import Any
+
 import datasets
 import evaluate
 
@@ -26,6 +28,6 @@ class RougeL(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
         scores = overlap.rouge_l(tokenized(predictions, references))
-        return {"rouge_l": float(scores.mean())}
+        return {"rouge_l": float(scores.mean()), "rouge_l_per_image": scores.tolist()}
