@@ -70,7 +70,7 @@ class _NGrams:
 
 
 def _split_at_spaces(corpus: Corpus) -> Corpus:
-    """A token may hold a space (a mixed number): the COCO scripts count words there, but in ROUGE-L."""
+    """A token may hold a space (a mixed number): BLEU and CIDEr count words, ROUGE-L tokens."""
     captions = [*corpus.predictions, *(ref for refs in corpus.references for ref in refs)]
     if all(len(word.split()) == 1 for word in set().union(*captions)):
         return corpus
