@@ -106,7 +106,7 @@ def distinct(captions: Sequence[Tokens], order: int) -> float:
 
 
 def loops(words: Tokens) -> bool:
-    """One to four words three times on end (`a dog a dog a dog`), or pairs that keep coming back."""
+    """One to four words three times on end (`a dog a dog a dog`), or pairs coming back again."""
     bigrams = list(pairwise(words))
     if len(bigrams) >= _FEWEST_BIGRAMS and len(set(bigrams)) <= len(bigrams) / 2:
         return True

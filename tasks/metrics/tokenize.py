@@ -8,6 +8,7 @@ import re
 from itertools import chain
 
 from tasks.metrics import treebank
+from tasks.metrics.words import BEFORE_NUMBERS
 
 # Its list names "-LRB-" and its like in capitals, which never match the lower-cased tokens, so
 # brackets count as words. Runs such as "!!" stay, too.
@@ -15,7 +16,8 @@ _DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", 
 _REMEMBERED = 1 << 17  # pieces; a few dozen MB at most
 
 # What may belong together across a space: numbers ("2 1/2"), tags, "Plan B. The", "No. 5".
-_NEEDS_CONTEXT = re.compile(r"[\d<>()+]|(?:^|[^A-Za-z])(?i:[a-z]|ca|figs?|prop|nos?|art|pp|op)\.$")
+_NEEDS_CONTEXT = re.compile(r"[\d<>()+]|[A-Za-z]\.$")
+_A_WORD_AND_A_STOP = re.compile(rf"(?!{BEFORE_NUMBERS}\.)[A-Za-z]{{2,}}\.$")
 
 
 class _NeedsContext(Exception):
@@ -26,7 +28,7 @@ class _Pieces(dict[str, list[str]]):
     """The tokens of whatever stands between spaces, remembered."""
 
     def __missing__(self, piece: str) -> list[str]:
-        if _NEEDS_CONTEXT.search(piece):
+        if _NEEDS_CONTEXT.search(piece) and not _A_WORD_AND_A_STOP.match(piece):
             raise _NeedsContext
         if len(self) >= _REMEMBERED:
             self.clear()

@@ -59,7 +59,7 @@ def _word(text: str) -> str:
 
 
 def _straight(text: str) -> str:
-    return re.sub("[\u0092\u2019]|&apos;", "'", text)
+    return re.sub("[\u0091\u2018\u201b]", "`", re.sub("[\u0092\u2019]|&apos;", "'", text))
 
 
 def _unspaced(text: str) -> str:
@@ -138,6 +138,7 @@ _FIRM = "[A-Z]+(?:(?:(?i:&amp;)|[+&])[A-Z]+)+"  # AT&T
 _NAME = "[A-Za-z][A-Za-z0-9_:.-]*"
 _VALUE = rf"(?:'[^'\r\n]*'|\"[^\"\r\n]*\"|{_NAME})"
 _TAG = rf"(?:<[!?][A-Za-z-][^>\r\n]*>|<{_NAME}(?: +{_NAME}(?: *= *{_VALUE})?)* */? *>|</{_NAME} *>)"
+_BLANK = rf"[{SPACES}{BREAKS}\u0085]"
 _TICKS = "'`&\u0091\u0092\u2018\u2019\u201b"
 _Described = tuple[Callable[[str], str], str, tuple[str, ...]]
 
@@ -171,12 +172,13 @@ def _words(p: _Pieces) -> Iterator[_Described]:
         f"{q}[nN]{q}",
         f"[lLdDjJ]{q}",
         f"[oO][lL]{q}",
-        f"(?i:{q}(?:em|till?|cause)|o{_TICK}(?:clock|o)|o{q}er|[ce]{q}(?:mon|est|er))",
+        f"(?i:{q}(?:em|till?|cause)|o{_TICK}(?:clock|o)|o{q}er|c{q}(?:mon|est)|e{q}er)",
         f"(?i:d{q}ye|s{q}mores|cap{q}n|dunkin{q}|somethin{q})",
         rf"([yY]{q})[{p.letter}]",
         f"{q}[2-9]0[sS]",
-        rf"({q}(?:[nN]|[0-9][0-9]))[{SPACES}{BREAKS}]",
-        r"(?:[\u0092\u2019]|&apos;)[nN]",
+        rf"({q}[nN])[ \t\u00a0\r\n]",
+        f"({q}[0-9][0-9]){_BLANK}",
+        r"(?:[\u0092\u2019]|(?i:&apos;))[nN]",
     )
     yield _like(
         _word,
@@ -219,13 +221,12 @@ def _numbers(p: _Pieces) -> Iterator[_Described]:
     slashed = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
     yield _like(_word, "/", rf"{slashed}(?:\\?/{slashed}){{1,2}}")
     yield _like(_as_it_is, ".", r"[A-Za-z](?:\.[A-Za-z])+\.")
-    part = rf"[{p.letter}{p.digit}\u00ad]+"
-    yield _like(_as_it_is, ".", rf"({part}(?:\.{part})*\.{ENDINGS})[{SPACES}{BREAKS}.!?,]")
+    part = f"{p.inner}+"
+    yield _like(_as_it_is, ".", rf"({part}(?:\.{part})*\.{ENDINGS})(?:{_BLANK}|[.!?,])")
     yield _like(_word, "+&", _FIRM)
 
 
 def _abbreviations(p: _Pieces) -> Iterator[_Described]:
-    blank = f"[{SPACES}{BREAKS}]"
     for text in (p.word, p.joined, _HYPHENED, _FIRM):
         yield _like(_word, ".", rf"({text}\.)[,;:\u3001]")
     yield _like(_word, "$", r"[A-Z]*\$")
@@ -233,15 +234,15 @@ def _abbreviations(p: _Pieces) -> Iterator[_Described]:
     yield _like(
         _as_it_is,
         ".",
-        rf"({BEFORE_NUMBERS}\.){blank}?[{p.digit}]",
-        rf"([A-Za-z])\.{blank}+(?:{OPENINGS}|{_TAG}){blank}",
+        rf"({BEFORE_NUMBERS}\.){_BLANK}?[{p.digit}]",
+        rf"([A-Za-z])\.{_BLANK}+(?:{OPENINGS}|{_TAG}){_BLANK}",
         r"[A-Za-z]\.",
         r"(?i:ph\.d\.)",
     )
 
 
 def _marks(p: _Pieces) -> Iterator[_Described]:
-    area = rf"\([0-9]{{2,3}}\)[{SPACES}]?"
+    area = r"\([0-9]{2,3}\)[ \u00a0]?"
     country = r"(?:\+\+?)?(?:[0-9]{2,4}[- ])?[0-9]{2,4}[- ]"
     dotted = r"(?:\+\+?)?(?:[0-9]{2,4}\.)?[0-9]{2,4}\."
     yield _like(_face, "0123456789", f"(?:{area}|{country})[0-9]{{3,4}}[- ]?[0-9]{{3,5}}")
@@ -258,6 +259,7 @@ def _marks(p: _Pieces) -> Iterator[_Described]:
     yield _like(lambda _: "...", "", r"\.{3,5}", r"\. \. \.", r"[\u0085\u2026]")
     yield _like(_as_it_is, "*#@<>?!_\\", r"(?:\\\*)+", r"\*+", r"\#{2,}", "@{2,}", "<<", ">>")
     yield _like(_as_it_is, "?!_", "[?!]+", "_+")
+    yield _like(_as_it_is, "-", "-(?i:[LR][RCS]B)-")
     yield _like(_quotes, "", "[`\u0091-\u0094\u2018-\u201e\u00ab\u00bb\u2039\u203a]{2}", "''")
     yield _like(_as_it_is, "", "[⁺⁻₊₋]?[⁰¹²³⁴-⁹]+", "[⁺⁻₊₋]?[₀-₉]+")
     yield _like(_as_it_is, "#+", r"[cCfF]\#", r"[cC]\+\+")
