@@ -1,4 +1,7 @@
-"""BLEU, ROUGE-L and CIDEr equal the reference implementation's on the same tokens."""
+"""BLEU, ROUGE-L, CIDEr and CIDEr-D equal the reference implementation's on the same tokens."""
+
+import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,7 +13,8 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from tasks.metrics import overlap
 
-caption = st.lists(st.sampled_from(["a", "b", "c", "d", "e", "dog", "!", "-lrb-"]), max_size=9)
+WORDS = ["a", "b", "c", "d", "e", "dog", "!", "-lrb-", "1\u00a01/2"]  # the last is two of BLEU's
+caption = st.lists(st.sampled_from(WORDS), max_size=9)
 images = st.lists(
     st.tuples(caption, st.lists(caption, min_size=1, max_size=5)), min_size=1, max_size=7
 )
@@ -55,6 +59,48 @@ def test_cider_equals_the_reference_implementation(pairs):
     ours = overlap.cider(corpus_of(pairs))
     np.testing.assert_allclose(ours, per_image, rtol=0, atol=1e-9)
     assert ours.mean() == pytest.approx(corpus, abs=1e-9)
+
+
+def n_grams(words, order):
+    return Counter(tuple(words[i : i + order]) for i in range(len(words) - order + 1))
+
+
+def cider_d_by_the_paper(pairs):
+    """CIDEr-D of Vedantam et al. 2015, section 4: formula by formula, an image after the other."""
+    pairs = [(" ".join(p).split(), [" ".join(ref).split() for ref in refs]) for p, refs in pairs]
+    scores = np.zeros(len(pairs))
+    for order in range(1, 5):
+        held = Counter(g for _, refs in pairs for g in {g for r in refs for g in n_grams(r, order)})
+
+        def vector(words, order=order, held=held):
+            idf = {g: math.log(len(pairs) / max(1, held[g])) for g in n_grams(words, order)}
+            return {g: count * idf[g] for g, count in n_grams(words, order).items()}
+
+        for i, (prediction, references) in enumerate(pairs):
+            said = vector(prediction)
+            for reference in references:
+                meant = vector(reference)
+                dot = sum(
+                    min(weight, meant.get(g, 0)) * meant.get(g, 0) for g, weight in said.items()
+                )
+                norm = math.hypot(*said.values()) * math.hypot(*meant.values())
+                apart = len(prediction) - len(reference)
+                likeness = dot / norm * math.exp(-(apart**2) / (2 * 6**2)) if norm else 0
+                scores[i] += 10 / len(references) * likeness / 4
+    return scores
+
+
+@given(images)
+@settings(max_examples=200, deadline=None)
+def test_cider_d_equals_the_papers_formula(pairs):
+    ours = overlap.cider_d(corpus_of(pairs))
+    np.testing.assert_allclose(ours, cider_d_by_the_paper(pairs), rtol=0, atol=1e-9)
+
+
+@given(images)
+def test_what_is_called_cider_is_cider_d(pairs):
+    corpus = corpus_of(pairs)
+    np.testing.assert_array_equal(overlap.cider(corpus), overlap.cider_d(corpus))
 
 
 @given(images)

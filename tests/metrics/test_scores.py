@@ -84,9 +84,12 @@ def test_evaluate_loads_the_metrics_offline_and_agrees(tmp_path):
     code = f"""
 import evaluate, json
 found = {{}}
-for name in ("bleu", "rouge_l", "cider"):
+for name in ("bleu", "rouge_l", "cider", "cider_d"):
     metric = evaluate.load("tasks/metrics/" + name)
     found |= metric.compute(predictions={predictions!r}, references={references!r})
+from tasks.metrics.cider_d.cider_d import CiderD
+imported = CiderD().compute(predictions={predictions!r}, references={references!r})
+assert imported.items() <= found.items(), imported
 print("FOUND" + json.dumps(found))
 """
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
@@ -100,4 +103,10 @@ print("FOUND" + json.dumps(found))
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.split("FOUND")[1])
-    assert found == score(predictions, references).corpus
+    scores = score(predictions, references)
+    cider = {"cider_d": scores.corpus["cider"]}
+    per_image = {name: values for name, values in found.items() if name.endswith("_per_image")}
+    assert {n: v for n, v in found.items() if n not in per_image} == scores.corpus | cider
+    assert set(per_image) == {f"{name}_per_image" for name in (*METRICS, "cider_d")}
+    for name, values in scores.per_image.items():
+        assert per_image[f"{name}_per_image"] == values.tolist()
