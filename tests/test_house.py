@@ -13,7 +13,9 @@ from configs.settings import ROOT
 
 PACKAGES = ("bentos", "configs", "flows", "infra", "tasks")
 ROOMS = ("data", "drift", "metrics", "registry", "training")
-EVALUATE_MODULES = ("tasks.metrics.bleu.", "tasks.metrics.cider.", "tasks.metrics.rouge_l.")
+EVALUATE_MODULES = tuple(
+    f"tasks.metrics.{name}." for name in ("bleu", "cider", "cider_d", "rouge_l")
+)
 # Imported only where torch, transformers, evaluate or BentoML are at work; slow to import.
 ELSEWHERE = (
     *EVALUATE_MODULES,
