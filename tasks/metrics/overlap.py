@@ -6,8 +6,9 @@ al. 2015 (clipped, with a length penalty): its source and their `ciderD` are the
 name. So both names give one number here; nobody publishes the paper's plain CIDEr.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -44,6 +45,11 @@ class Corpus:
             )
 
     @property
+    def captions(self) -> list[Tokens]:
+        """The predictions, then every reference."""
+        return [*self.predictions, *chain.from_iterable(self.references)]
+
+    @property
     def owners(self) -> np.ndarray:
         """The image index of every reference, in order."""
         counts = [len(captions) for captions in self.references]
@@ -69,10 +75,15 @@ class _NGrams:
     vocabulary: int
 
 
+def _vocabulary(captions: Iterable[Tokens]) -> dict[str, int]:
+    """A number for every word, in order of appearance, so that sums are the same every time."""
+    distinct = dict.fromkeys(chain.from_iterable(captions))
+    return {word: number for number, word in enumerate(distinct)}
+
+
 def _split_at_spaces(corpus: Corpus) -> Corpus:
     """A token may hold a space (a mixed number): BLEU and CIDEr count words, ROUGE-L tokens."""
-    captions = [*corpus.predictions, *(ref for refs in corpus.references for ref in refs)]
-    if all(len(word.split()) == 1 for word in set().union(*captions)):
+    if all(len(word.split()) == 1 for word in _vocabulary(corpus.captions)):
         return corpus
     return Corpus(
         [" ".join(tokens).split() for tokens in corpus.predictions],
@@ -82,13 +93,11 @@ def _split_at_spaces(corpus: Corpus) -> Corpus:
 
 def _ngrams(corpus: Corpus) -> Iterator[_NGrams]:
     """N-gram counts of order 1, 2, … `ORDERS`; n-grams are dense integers of no fixed meaning."""
-    captions = [*corpus.predictions, *(ref for refs in corpus.references for ref in refs)]
+    captions = corpus.captions
     lengths = np.array([len(caption) for caption in captions])
-    vocabulary: dict[str, int] = {}
-    words = np.array(
-        [vocabulary.setdefault(word, len(vocabulary)) for caption in captions for word in caption],
-        dtype=np.int64,
-    )
+    vocabulary = _vocabulary(captions)
+    every = chain.from_iterable(captions)
+    words = np.fromiter(map(vocabulary.__getitem__, every), np.int64, count=lengths.sum())
     caption = np.repeat(np.arange(len(captions)), lengths)
     left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(words))  # words to the end
     gram, size = words, len(vocabulary)
@@ -163,12 +172,7 @@ def cider_d(corpus: Corpus) -> np.ndarray:
 def _bleu(corpus: Corpus, orders: list[_NGrams]) -> BleuScores:
     images = len(corpus.predictions)
     length = np.array([len(tokens) for tokens in corpus.predictions])
-    closest = np.array(
-        [
-            min((abs(len(ref) - len(tokens)), len(ref)) for ref in refs)[1]
-            for tokens, refs in zip(corpus.predictions, corpus.references, strict=True)
-        ]
-    )
+    closest = _closest(corpus, length)
     guessed = np.maximum(length - np.arange(ORDERS)[:, None], 0)
     correct = np.zeros((ORDERS, images))
     for n, grams in enumerate(orders):
@@ -178,6 +182,15 @@ def _bleu(corpus: Corpus, orders: list[_NGrams]) -> BleuScores:
         correct[n] = np.bincount(grams.prediction_image, clipped, minlength=images)
     whole = _bleu_from(correct.sum(1), guessed.sum(1), length.sum(), closest.sum())
     return BleuScores(whole.tolist(), _bleu_from(correct, guessed, length, closest))
+
+
+def _closest(corpus: Corpus, length: np.ndarray) -> np.ndarray:
+    """The reference length nearest to each prediction's, the shorter of two."""
+    counts = np.array([len(references) for references in corpus.references])
+    lengths = np.array([len(ref) for refs in corpus.references for ref in refs])
+    furthest = lengths.max() + 1
+    ranked = np.abs(lengths - np.repeat(length, counts)) * furthest + lengths
+    return np.minimum.reduceat(ranked, np.cumsum(counts) - counts) % furthest
 
 
 def _bleu_from(
@@ -209,8 +222,8 @@ def _cider(corpus: Corpus, orders: list[_NGrams]) -> np.ndarray:
 def _cosine(grams: _NGrams, images: int, owners: np.ndarray) -> np.ndarray:
     """Clipped TF-IDF cosine of every reference with its image's prediction, for one order."""
     size = max(grams.vocabulary, 1)
-    documents = np.unique(owners[grams.reference] * size + grams.reference_gram) % size
-    frequency = np.bincount(documents, minlength=size)
+    seen = np.sort(owners[grams.reference] * size + grams.reference_gram)  # np.unique is far slower
+    frequency = np.bincount(seen[np.diff(seen, prepend=-1) != 0] % size, minlength=size)
     idf = np.log(images) - np.log(np.maximum(frequency, 1))
     predicted = grams.prediction_count * idf[grams.prediction_gram]
     reference = grams.reference_count * idf[grams.reference_gram]

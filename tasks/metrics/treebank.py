@@ -260,7 +260,7 @@ def _marks(p: _Pieces) -> Iterator[_Described]:
     yield _like(_as_it_is, "*#@<>?!_\\", r"(?:\\\*)+", r"\*+", r"\#{2,}", "@{2,}", "<<", ">>")
     yield _like(_as_it_is, "?!_", "[?!]+", "_+")
     yield _like(_as_it_is, "-", "-(?i:[LR][RCS]B)-")
-    yield _like(_quotes, "", "[`\u0091-\u0094\u2018-\u201e\u00ab\u00bb\u2039\u203a]{2}", "''")
+    yield _like(_quotes, "", "[`\u0091-\u0094\u2018-\u201f\u00ab\u00bb\u2039\u203a]{2}", "''")
     yield _like(_as_it_is, "", "[⁺⁻₊₋]?[⁰¹²³⁴-⁹]+", "[⁺⁻₊₋]?[₀-₉]+")
     yield _like(_as_it_is, "#+", r"[cCfF]\#", r"[cC]\+\+")
     yield _like(_symbol, "", "(?s:.)")

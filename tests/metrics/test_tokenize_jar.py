@@ -208,7 +208,8 @@ def test_known_difference_which_small_sigma_ends_a_token_of_mixed_script(tmp_pat
     """Java asks its word breaker, of its own Unicode, where a capital sigma's word begins and ends.
 
     Greek words come out equal (they are among the awkward ones); tokens that mix a capital sigma
-    with digits, marks or symbols may end in the other of the two small sigmas.
+    with digits, marks or symbols may end in the other of the two small sigmas. In addresses, where
+    any character stays, letters newer than Java's Unicode keep their case there and lose it here.
     """
     tokens = by_the_jar(["l'8Σ x"], tmp_path)[0]
     assert (tokens[0], tokenize("l'8Σ x")[0]) == ("l'8σ", "l'8ς")
