@@ -69,7 +69,7 @@ def report(files: coco.Paired, as_tokens: bool, extras: Sequence[str]) -> Report
         )
     else:
         corpus = tokenized(files.predictions, files.references)
-    scores = score_tokens(corpus).corpus
+    scores = dict(score_tokens(corpus).corpus)
     scores["cider_d"] = scores["cider"]  # one metric, two names: see `overlap`
     unavailable = {name: why for name in extras if (why := java.why_not(name))}
     scores |= {name: java.score(name, corpus) for name in extras if name not in unavailable}
