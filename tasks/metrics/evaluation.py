@@ -92,15 +92,24 @@ class SliceEvaluation(_Stored):
         return self
 
 
+class Cost(_Stored):
+    """What a model costs to run: median seconds of one image alone, bytes of its folder."""
+
+    latency_seconds: float
+    size_bytes: int
+    device: str
+
+
 class Evaluation(_Stored):
     """One model on every slice: `test`, and `current` when people corrected captions."""
 
     slices: dict[str, SliceEvaluation] = Field(min_length=1)
+    cost: Cost | None = None
 
     @property
     def digest(self) -> str:
-        """Identity by content: predictions, references and scores."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Identity by content: predictions, references and scores, not what a machine took."""
+        return hashlib.sha256(self.model_dump_json(exclude={"cost"}).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Writes the evaluation into `folder`, which is made if absent."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tasks.metrics.evaluation import FILE, Evaluation, EvaluationUnreadable, SliceEvaluation
+from tasks.metrics.evaluation import FILE, Cost, Evaluation, EvaluationUnreadable, SliceEvaluation
 
 
 @pytest.fixture
@@ -28,6 +28,14 @@ def test_an_evaluation_read_back_is_the_same_to_the_last_bit(evaluated, tmp_path
     assert after.log_probabilities == before.log_probabilities
     assert after.corpus == before.corpus
     np.testing.assert_array_equal(after.per_image["cider"], before.per_image["cider"])
+
+
+def test_the_cost_survives_the_disk_and_is_no_part_of_the_digest(evaluated, tmp_path):
+    cost = Cost(latency_seconds=0.02, size_bytes=4_000_000, device="cpu")
+    measured = evaluated.model_copy(update={"cost": cost})
+    assert measured.digest == evaluated.digest
+    measured.save(tmp_path)
+    assert Evaluation.load(tmp_path).cost == cost
 
 
 def test_the_digest_follows_the_content(evaluated):
