@@ -385,6 +385,9 @@ class GateConfig(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     resamples: PositiveInt = 2000
     min_images: PositiveInt = 30
+    approval_hours: PositiveFloat = Field(
+        72, description="How long a flow waits for a person; unanswered, the champion stays."
+    )
 
 
 class PackageConfig(Section):

@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.states import Completed, State
 
 from configs.loader import from_command_line, load
+from flows.approval import approval
 from flows.dataset import dataset
 from flows.finetune import finetune_anywhere
 from tasks.evaluate import evaluate, evaluate_champion
@@ -36,6 +37,8 @@ def train(config: str, overrides: Sequence[str] = (), reason: str = "by hand") -
     champion_scores = evaluate_champion(champion, data, scenario.evaluate)
     challenger = register(scenario, model, data, scores, champion, reason)
     verdict = gate(challenger, scores, champion, champion_scores, scenario.gate)
+    if verdict.decision == "needs_approval":
+        verdict = approval(challenger, verdict, scenario.gate.approval_hours)
     if verdict.decision == "promote":
         bento = package(challenger, data, scenario.package)
         promote(challenger, bento, over=champion)

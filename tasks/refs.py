@@ -87,6 +87,9 @@ class VersionRef(BaseModel):
     version: int
     model: ModelRef
 
+    def __str__(self) -> str:
+        return f"{self.name} v{self.version}"
+
 
 class BentoRef(BaseModel):
     """A built Bento that passed its smoke run."""
@@ -98,9 +101,10 @@ class BentoRef(BaseModel):
 
 
 class Verdict(BaseModel):
-    """The gate's decision, with reasons a person understands."""
+    """A decision with reasons a person understands; `by` is the gate or a person's name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     decision: Literal["promote", "reject", "needs_approval"]
     reasons: tuple[str, ...]
+    by: str = "the gate"

@@ -67,10 +67,26 @@ def record_verdict(
     }
     text = json.dumps(figures, indent=2)
     runs.client().log_text(version.model.run_id, text, _comparisons_file(version))
-    # Lists of versions show the first line alone.
+    _describe(version, verdict)
+
+
+def _describe(version: VersionRef, verdict: Verdict) -> None:
+    """Lists of versions show the first line alone."""
     first, *others = verdict.reasons
     told = [f"{verdict.decision}: {first}", "", *(f"- {reason}" for reason in others)]
     versions.tag(version, {"verdict": verdict.decision}, description="\n".join(told))
+
+
+def record_answer(version: VersionRef, decided: Verdict, comment: str) -> None:
+    """Writes what a person decided on the version: the answer, who, why and when."""
+    _describe(version, decided)
+    answer = {
+        "approval": "approved" if decided.decision == "promote" else "rejected",
+        "approval_by": decided.by,
+        "approval_comment": comment,
+        "approval_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    versions.tag(version, answer)
 
 
 def record_bento(version: VersionRef, tag: str) -> None:

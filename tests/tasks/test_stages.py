@@ -1,6 +1,7 @@
 """The real stages under Prefect: what runs again and what does not, what a person gets to see."""
 
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from configs.settings import settings
 from flows.monitor import monitor
 from flows.rollback import rollback
 from flows.train import train
+from tasks.approval import Answer, give, waiting
 from tasks.data.folders import sha256
 from tasks.data.prepared import PreparedDataset
 from tasks.data.scenes import scene
@@ -308,10 +310,30 @@ def test_a_rollback_puts_the_previous_champion_back(champion):
     assert versions.by_alias("shapes", versions.PREVIOUS) == second
 
 
+def test_what_a_person_approves_is_packaged_and_serves(champion, run):
+    def approve() -> None:
+        while not waiting("shapes"):
+            time.sleep(0.2)
+        give(Answer(approve=True, name="Ada", comment="seen and liked"), "shapes", None)
+
+    answering = threading.Thread(target=approve)
+    answering.start()
+    outcome = run("finetune.max_steps=5", "gate.floors={}", "gate.min_images=1000")
+    answering.join()
+    verdict = outcome.state.result()
+    assert (verdict.decision, verdict.by) == ("promote", "Ada")
+    serving = versions.by_alias("shapes", versions.CHAMPION)
+    assert serving.version > champion.version
+    assert lineage.bento(serving) is not None
+    versions.promote(champion, over=serving)
+
+
 def test_a_champion_of_another_image_size_leaves_the_verdict_to_a_person(champion, run):
-    outcome = run("data.image_size=48")
+    outcome = run("data.image_size=48", "gate.approval_hours=0.0003")
     assert outcome.state.is_completed()
-    assert outcome.state.result().decision == "needs_approval"
+    verdict = outcome.state.result()
+    assert (verdict.decision, verdict.by) == ("reject", "nobody")
+    assert versions.by_alias("shapes", versions.CHAMPION) == champion
     assert outcome.stages["evaluate"] == ["Completed"]  # the candidate's alone
 
 
