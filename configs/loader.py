@@ -44,7 +44,9 @@ def from_command_line(
 
 def command_line(description: str) -> argparse.ArgumentParser:
     """A parser of `CONFIG [key=value …]`, for a command to add its own options to."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
     parser = argparse.ArgumentParser(
+        prog=f"python -m {module.name}" if module else None,
         description=description,
         epilog="Every key and its default is in configs/schema.py.",
     )

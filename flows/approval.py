@@ -48,8 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_line(__doc__ or "")
     add = parser.add_argument
     either = parser.add_mutually_exclusive_group()
-    either.add_argument("--approve", action="store_true", default=None)
-    either.add_argument("--reject", dest="approve", action="store_false", default=None)
+    either.add_argument(
+        "--approve", action="store_true", default=None, help="the challenger becomes the champion"
+    )
+    either.add_argument(
+        "--reject", dest="approve", action="store_false", default=None, help="the champion stays"
+    )
     add("--comment", type=_text, help="why; stays on the model version")
     add("--by", type=_text, default=getpass.getuser(), help="who says so (%(default)s)")
     add("--version", type=int, help="of the model, where several wait")
