@@ -75,6 +75,18 @@ def build(model_folder: Path, *, labels: dict[str, str]) -> str:
     return str(bento.tag)
 
 
+def stored(tag: str) -> bool:
+    """Whether the store of BENTOML_HOME has this Bento, and its model."""
+    import bentoml
+
+    try:
+        (model,) = bentoml.bentos.get(tag).info.all_models
+        bentoml.models.get(model.tag)
+    except bentoml.exceptions.NotFound:
+        return False
+    return True
+
+
 def service_requirements() -> list[str]:
     """The pins of requirements.lock that the service needs, with all that those need in turn."""
     pins: dict[str, str] = {}

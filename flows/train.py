@@ -40,7 +40,7 @@ def train(config: str, overrides: Sequence[str] = (), reason: str = "by hand") -
     if verdict.decision == "needs_approval":
         verdict = approval(challenger, verdict, scenario.gate.approval_hours)
     if verdict.decision == "promote":
-        bento = package(challenger, data, scenario.package)
+        bento = package(challenger, scenario.package)
         promote(challenger, bento, over=champion)
     return verdict
 

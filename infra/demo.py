@@ -24,7 +24,7 @@ from infra.visitors import Answer, Traffic, Visitor, send
 from tasks.data.scenes import scene
 from tasks.metrics.scores import score
 from tasks.refs import VersionRef
-from tasks.registry import lineage, versions
+from tasks.registry import history, lineage
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -138,7 +138,7 @@ class Story:
             with self.teller.working("the flows are deployed, a worker starts"):
                 self.stack.start_worker()
                 self.observer.pause_schedules()
-                versions.retire_aliases(self.config.name)
+                history.retire(self.config.name, why="the demo starts over", by="the demo")
                 kept = self._set_captures_aside()
             self.teller.say(f"Prefect {self.stack.prefect_url}   MLflow {self.stack.mlflow_url}")
             if kept:
@@ -293,7 +293,7 @@ class Story:
                 time.sleep(0.2)
 
     def _champion(self) -> VersionRef:
-        champion = versions.by_alias(self.config.name, versions.CHAMPION)
+        champion = history.champion(self.config.name)
         _require(champion is not None, "no version was promoted; see the gate's artifact")
         assert champion is not None
         return champion

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from configs.loader import from_command_line
 from infra.stack import Stack, StackError
-from tasks.registry import lineage, versions
+from tasks.registry import history, lineage
 
 PORTS = {"prefect": 4200, "mlflow": 5000, "service": 3000}
 
@@ -40,7 +40,7 @@ def main() -> int:
 
 def _serve_champion(stack: Stack) -> str | None:
     """Serves the champion's Bento, if there is a champion; says which version."""
-    champion = versions.by_alias(stack.model_name, versions.CHAMPION)
+    champion = history.champion(stack.model_name)
     if champion is None:
         return None
     tag = lineage.bento(champion)

@@ -5,13 +5,13 @@ from prefect import task
 from configs.settings import settings
 from tasks.artifacts import publish, table
 from tasks.refs import BentoRef, VersionRef
-from tasks.registry import lineage, versions
+from tasks.registry import history, lineage, versions
 
 
 @task
 def current_champion(name: str) -> VersionRef | None:
     """Who serves now; never cached, since the registry is the only truth."""
-    return versions.by_alias(name, versions.CHAMPION)
+    return history.champion(name)
 
 
 def require_champion(name: str, champion: VersionRef | None) -> VersionRef:
@@ -24,13 +24,23 @@ def require_champion(name: str, champion: VersionRef | None) -> VersionRef:
 
 
 @task
-def promote(version: VersionRef, bento: BentoRef, over: VersionRef | None) -> None:
-    """Makes `version` the champion in place of `over`, the one that it was judged against."""
+def promote(
+    version: VersionRef,
+    bento: BentoRef,
+    over: VersionRef | None,
+    why: str = "promoted by the gate",
+    by: str = "the training flow",
+) -> None:
+    """Makes `version` the champion in place of `over`, the one that it was judged against.
+
+    Raises `ChampionChanged`, with nothing moved, when that one is champion no more.
+    """
     lineage.record_bento(version, bento.tag)
-    versions.promote(version, over=over)
-    lineage.record_promotion(version)
+    history.promote(version, over=over, why=why, by=by)
     rows = {
         "champion": f"{version.name} v{version.version}",
+        "in place of": f"v{over.version}" if over else "nobody",
+        "why": f"{why} ({by})",
         "Bento": bento.tag,
         "service": settings().service_url or "follows the alias when it runs",
     }
@@ -38,9 +48,6 @@ def promote(version: VersionRef, bento: BentoRef, over: VersionRef | None) -> No
 
 
 @task
-def roll_back(name: str, version: int | None) -> VersionRef:
-    """Puts the version under `previous`, or the named one, back as champion."""
-    restored = versions.restorable(name, version)
-    versions.promote(restored, over=versions.by_alias(name, versions.CHAMPION))
-    publish("rollback", f"{name} v{restored.version} serves again.", "The restored champion")
-    return restored
+def to_restore(name: str, version: int | None) -> VersionRef:
+    """The named version, else the champion before this one."""
+    return history.restorable(name, version)

@@ -19,8 +19,9 @@ def register(
 ) -> VersionRef:
     """Writes lineage on the MLflow run and registers a version under the alias `challenger`."""
     lineage.record(config, model, data, scores)
-    tags = lineage.tags(data, scores, champion, reason)
+    tags = lineage.tags(config, model, data, scores, champion, reason)
     version = versions.register(config.name, model, tags)
+    lineage.describe(version.name, version.version)
     rows = {
         "version": f"{version.name} v{version.version}",
         "why": reason,

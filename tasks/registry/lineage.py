@@ -1,8 +1,9 @@
 """What explains a version: config, commit, dataset, scores, verdict, written where people look."""
 
+import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,18 @@ from tasks.metrics.evaluation import Evaluation
 from tasks.metrics.gate import Comparison
 from tasks.refs import EvaluationRef, ModelRef, PreparedRef, Verdict, VersionRef
 from tasks.registry import runs, versions
+
+# What a description tells of the tags, and how it calls them.
+_LINEAGE = {
+    "reason": "trained because",
+    "parent_champion": "champion at that time",
+    "run": "MLflow run, with the model card, the config, the evaluation and the checks",
+    "dataset_digest": "dataset",
+    "dataset_dvc_md5": "DVC md5",
+    "config_digest": "config digest",
+    "git_commit": "commit",
+}
+_MAX_DESCRIPTION = 5000  # characters; PostgreSQL refuses more
 
 
 def record(config: Config, model: ModelRef, data: PreparedRef, scores: EvaluationRef) -> None:
@@ -35,6 +48,8 @@ def record(config: Config, model: ModelRef, data: PreparedRef, scores: Evaluatio
 
 
 def tags(
+    config: Config,
+    model: ModelRef,
     data: PreparedRef,
     scores: EvaluationRef,
     champion: VersionRef | None,
@@ -43,6 +58,8 @@ def tags(
     """The lineage of a version."""
     return {
         "reason": reason,
+        "run": runs.link(model.run_id),
+        "config_digest": hashlib.sha256(config_yaml(config).encode()).hexdigest(),
         "dataset_digest": data.digest,
         "dataset_dvc_md5": data.dvc_md5,
         "git_commit": runs.git_commit(),
@@ -67,45 +84,57 @@ def record_verdict(
     }
     text = json.dumps(figures, indent=2)
     runs.client().log_text(version.model.run_id, text, _comparisons_file(version))
-    _describe(version, verdict)
+    _decide(version, verdict)
 
 
-def _describe(version: VersionRef, verdict: Verdict) -> None:
-    """Lists of versions show the first line alone."""
-    first, *others = verdict.reasons
-    told = [f"{verdict.decision}: {first}", "", *(f"- {reason}" for reason in others)]
-    versions.tag(version, {"verdict": verdict.decision}, description="\n".join(told))
+def _decide(version: VersionRef, verdict: Verdict, **told: str) -> None:
+    lines = "\n".join(" ".join(reason.split()) for reason in verdict.reasons)
+    told |= {"verdict": verdict.decision, "reasons": lines}
+    versions.tag(version.name, version.version, told)
+    describe(version.name, version.version)
+
+
+def record_periods(name: str, version: int, periods: Sequence[str]) -> None:
+    """Writes when, by whom and why a version was made champion, and replaced."""
+    versions.tag(name, version, {"champion_periods": "\n".join(periods)})
+    describe(name, version)
+
+
+def describe(name: str, version: int) -> None:
+    """The description, from the tags: verdict, times as champion, what the version is made of."""
+    tags = versions.tags(name, version)
+    # Lists of versions show the first line alone.
+    first, *others = tags.get("reasons", "not judged yet").splitlines()
+    lines = [f"{tags['verdict']}: {first}" if "verdict" in tags else first, ""]
+    others += tags.get("champion_periods", "").splitlines()
+    others += [f"{label}: {tags[key]}" for key, label in _LINEAGE.items() if key in tags]
+    lines += [f"- {line}" for line in others]
+    versions.describe(name, version, "\n".join(lines)[:_MAX_DESCRIPTION])
 
 
 def record_answer(version: VersionRef, decided: Verdict, comment: str) -> None:
     """Writes what a person decided on the version: the answer, who, why and when."""
-    _describe(version, decided)
-    answer = {
-        "approval": "approved" if decided.decision == "promote" else "rejected",
-        "approval_by": decided.by,
-        "approval_comment": comment,
-        "approval_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    versions.tag(version, answer)
+    _decide(
+        version,
+        decided,
+        approval="approved" if decided.decision == "promote" else "rejected",
+        approval_by=decided.by,
+        approval_comment=comment,
+        approval_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def record_bento(version: VersionRef, tag: str) -> None:
     """Names the Bento that passed its smoke run with this version."""
-    versions.tag(version, {"bento": tag})
+    versions.tag(version.name, version.version, {"bento": tag})
 
 
-def record_promotion(version: VersionRef) -> None:
-    """Says when the version became champion: only such a one can be rolled back to."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    versions.tag(version, {"promoted_at": now})
-
-
-def labels(version: VersionRef, data: PreparedRef) -> dict[str, str]:
-    """The labels of a version's Bento."""
+def labels(version: VersionRef) -> dict[str, str]:
+    """The labels of a version's Bento; the commit is that of the service's code."""
     return {
         "model_name": version.name,
         "model_version": str(version.version),
-        "dataset_digest": data.digest,
+        "dataset_digest": _tags(version)["dataset_digest"],
         "git_commit": runs.git_commit(),
     }
 
@@ -147,8 +176,7 @@ def evaluation_folder(version: VersionRef) -> Path:
 
 
 def _tags(version: VersionRef) -> dict[str, str]:
-    found: dict[str, str] = runs.client().get_model_version(version.name, str(version.version)).tags
-    return found
+    return versions.tags(version.name, version.version)
 
 
 def config_yaml(config: Config) -> str:

@@ -1,9 +1,10 @@
 """Experiments and runs in MLflow: one run a trained model, carrying all that explains it."""
 
 import contextlib
+import random
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # Says which training a run is of, so that the same one goes on with it.
 _KEY = "training_key"
+_TRIES = 12
+_PASSING = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "BAD_REQUEST")
 
 
 def client() -> "MlflowClient":
@@ -29,6 +32,24 @@ def client() -> "MlflowClient":
     # The registry resolves a LoggedModel's files through the global URI, whatever the client's is.
     mlflow.set_tracking_uri(uri)
     return mlflow.MlflowClient()
+
+
+def patiently(write: Callable[[], object]) -> None:
+    """A write that is safe to repeat, tried again where another one came between.
+
+    Of writers at the same moment MLflow's store lets one through: the others find the database
+    locked, the key taken, or a version number gone three times.
+    """
+    from mlflow.exceptions import MlflowException
+
+    for last in (*[False] * (_TRIES - 1), True):
+        try:
+            write()
+            return
+        except MlflowException as error:
+            if last or error.error_code not in _PASSING:
+                raise
+        time.sleep(random.uniform(0.02, 0.5))
 
 
 def experiment_id(name: str) -> str:

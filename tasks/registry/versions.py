@@ -4,25 +4,22 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.settings import settings
 from tasks.refs import ModelRef, VersionRef
-from tasks.registry.runs import client
+from tasks.registry.runs import client, patiently
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 
 
 class NoSuchVersion(ValueError):
     """The registry has no such model, version or alias."""
-
-
-class ChampionChanged(RuntimeError):
-    """The champion is not the one that a challenger was judged against."""
 
 
 def log_model(run_id: str, folder: Path, *, name: str, digest: str) -> ModelRef:
@@ -63,46 +60,71 @@ def fetch(model: ModelRef) -> Path:
 
 
 def register(name: str, model: ModelRef, tags: Mapping[str, str]) -> VersionRef:
-    """Makes `model` the newest version of registered model `name`, and its challenger."""
+    """Makes `model` a version of registered model `name`, and its challenger.
+
+    A version of the same model, evaluation and parent that was neither rejected nor champion is
+    taken up instead of making a second one: the process that made it died.
+    """
+    told = {**tags, "digest": model.digest}
+
+    def once() -> None:
+        if _open(name, model, told) is None:
+            client().create_model_version(
+                name,
+                source=f"models:/{model.model_id}",
+                run_id=model.run_id,
+                model_id=model.model_id,
+                tags=told,
+            )
+
+    ensure(name)
+    patiently(once)
+    made = _open(name, model, told)
+    assert made is not None  # nobody decides on it before its register has returned
+    tag(name, made, told)
+    point(name, CHALLENGER, made)
+    return VersionRef(name=name, version=made, model=model)
+
+
+def _open(name: str, model: ModelRef, tags: Mapping[str, str]) -> int | None:
+    same = {key: tags[key] for key in ("evaluation", "parent_champion") if key in tags}
+    for found in client().search_model_versions(f"run_id = '{model.run_id}'"):
+        if (
+            found.name == name
+            and found.source == f"models:/{model.model_id}"
+            and same.items() <= found.tags.items()
+            and found.tags.get("verdict") != "reject"
+            and "champion_periods" not in found.tags
+        ):
+            return int(found.version)
+    return None
+
+
+def ensure(name: str, description: str | None = None) -> None:
+    """Makes the registered model where there is none yet."""
     from mlflow.exceptions import MlflowException
 
-    mlflow = client()
     try:
-        mlflow.get_registered_model(name)
+        client().create_registered_model(name, description=description)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        mlflow.create_registered_model(name)
-    made = mlflow.create_model_version(
-        name,
-        source=f"models:/{model.model_id}",
-        run_id=model.run_id,
-        model_id=model.model_id,
-        tags={**tags, "digest": model.digest},
-    )
-    version = int(made.version)
-    mlflow.set_registered_model_alias(name, CHALLENGER, made.version)
-    return VersionRef(name=name, version=version, model=model)
 
 
 def by_alias(name: str, alias: str) -> VersionRef | None:
     """The version of `name` that carries `alias`, if any."""
-    version = _aliases(name).get(alias)
+    version = aliases(name).get(alias)
     return None if version is None else by_number(name, version)
 
 
 def by_number(name: str, version: int) -> VersionRef:
-    """Raises: NoSuchVersion."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found: ModelVersion = client().get_model_version(name, str(version))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        raise NoSuchVersion(f"{name} has no version {version}: {error.message}") from None
-    assert found.run_id is not None
-    assert found.source is not None  # `register` gives both
+    """Raises: NoSuchVersion, also for one that this project did not register."""
+    found = _found(name, version)
+    if "digest" not in found.tags or not found.source or not found.run_id:
+        raise NoSuchVersion(
+            f"{name} v{version} was not registered by the training flow: "
+            "take the alias off it, or register its model by the flow"
+        )
     model = ModelRef(
         uri=str(settings().var / "models" / found.tags["digest"]),
         digest=found.tags["digest"],
@@ -112,66 +134,73 @@ def by_number(name: str, version: int) -> VersionRef:
     return VersionRef(name=name, version=int(found.version), model=model)
 
 
-def tag(version: VersionRef, tags: Mapping[str, str], description: str | None = None) -> None:
-    """Writes tags, and a description a person can read, on a version."""
+def tags(name: str, version: int) -> dict[str, str]:
+    """Raises: NoSuchVersion."""
+    return dict(_found(name, version).tags)
+
+
+def tag(name: str, version: int, told: Mapping[str, str]) -> None:
+    """Writes tags on a version."""
     mlflow = client()
-    for key, value in tags.items():
-        mlflow.set_model_version_tag(version.name, str(version.version), key, value)
-    if description is not None:
-        mlflow.update_model_version(version.name, str(version.version), description)
+    for key, value in told.items():
+        patiently(partial(mlflow.set_model_version_tag, name, str(version), key, value))
 
 
-def promote(version: VersionRef, *, over: VersionRef | None) -> None:
-    """Makes `version` the champion in place of `over`, which becomes `previous`.
-
-    Safe to repeat after a crash. Raises ChampionChanged, with nothing moved, when another version
-    than `over` is champion by now: `version` was not judged against that one.
-    """
+def describe(name: str, version: int, text: str) -> None:
+    """Writes the description that a person reads."""
     mlflow = client()
-    aliases = _aliases(version.name)
-    expected = None if over is None else over.version
-    if aliases.get(CHAMPION) not in (expected, version.version):
-        raise ChampionChanged(
-            f"{version.name} v{version.version} was judged against {_told(expected)}, "
-            f"but {_told(aliases.get(CHAMPION))} is champion by now: run the training flow again"
-        )
-    mlflow.set_registered_model_alias(version.name, CHAMPION, str(version.version))
-    if expected not in (None, version.version):
-        mlflow.set_registered_model_alias(version.name, PREVIOUS, str(expected))
-    if aliases.get(CHALLENGER) == version.version:
-        mlflow.delete_registered_model_alias(version.name, CHALLENGER)
+    patiently(lambda: mlflow.update_model_version(name, str(version), text))
 
 
-def restorable(name: str, version: int | None) -> VersionRef:
-    """The version to roll back to: the named one, else the one under `previous`.
-
-    Raises: NoSuchVersion, also for one that was never promoted.
-    """
-    found = by_alias(name, PREVIOUS) if version is None else by_number(name, version)
-    if found is None:
-        raise NoSuchVersion(f"{name} has no previous champion to go back to")
-    if "promoted_at" not in client().get_model_version(name, str(found.version)).tags:
-        raise NoSuchVersion(f"{name} v{found.version} was never promoted; name one that was")
-    return found
+def exists(name: str, version: int) -> bool:
+    """Whether the version is there and was not deleted."""
+    try:
+        _found(name, version)
+    except NoSuchVersion:
+        return False
+    return True
 
 
-def retire_aliases(name: str) -> None:
-    """Leaves `name` without champion, challenger and previous; its versions stay."""
-    for alias in _aliases(name):
-        client().delete_registered_model_alias(name, alias)
+def point(name: str, alias: str, version: int | None) -> None:
+    """Puts the alias on the version, on none for None."""
+    mlflow = client()
+    if version is None:
+        patiently(lambda: mlflow.delete_registered_model_alias(name, alias))
+    else:
+        patiently(lambda: mlflow.set_registered_model_alias(name, alias, str(version)))
 
 
-def _told(version: int | None) -> str:
-    return "no champion" if version is None else f"v{version}"
+def aliases(name: str) -> dict[str, int]:
+    """Who holds which alias now; nothing where the model is not registered."""
+    found = _registered(name)
+    return {alias: int(version) for alias, version in found.aliases.items()} if found else {}
 
 
-def _aliases(name: str) -> dict[str, int]:
+def model_tags(name: str) -> dict[str, str]:
+    """Tags of the registered model as a whole; nothing where it is not registered."""
+    found = _registered(name)
+    return dict(found.tags) if found else {}
+
+
+def _found(name: str, version: int) -> "ModelVersion":
     from mlflow.exceptions import MlflowException
 
     try:
-        found = client().get_registered_model(name).aliases
+        found: ModelVersion = client().get_model_version(name, str(version))
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise
-    return {alias: int(version) for alias, version in found.items()}
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise NoSuchVersion(f"{name} has no version {version}: {error.message}") from None
+    return found
+
+
+def _registered(name: str) -> "RegisteredModel | None":
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found: RegisteredModel = client().get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return found

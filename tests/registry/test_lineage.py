@@ -47,7 +47,7 @@ def scores(var, evaluation) -> EvaluationRef:
 def version(config, logged, prepared, scores):
     model = logged("weights")
     lineage.record(config, model, prepared, scores)
-    told = lineage.tags(prepared, scores, None, "by hand")
+    told = lineage.tags(config, model, prepared, scores, None, "by hand")
     return versions.register("shapes", model, told)
 
 
@@ -84,9 +84,9 @@ def test_a_version_says_what_it_was_made_of(config, version, prepared, scores):
         "digest": version.model.digest,
     }
     assert expected.items() <= tags.items()
-    again = lineage.tags(prepared, scores, version, "drift")
+    again = lineage.tags(config, version.model, prepared, scores, version, "drift")
     assert (again["parent_champion"], again["reason"]) == ("1", "drift")
-    assert lineage.labels(version, prepared) == {
+    assert lineage.labels(version) == {
         "model_name": "shapes",
         "model_version": "1",
         "dataset_digest": prepared.digest,

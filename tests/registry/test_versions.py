@@ -7,14 +7,8 @@ import pytest
 
 from configs.schema import FinetuneConfig, ModelConfig
 from tasks.refs import ModelRef
-from tasks.registry import lineage, runs, versions
-from tasks.registry.versions import (
-    CHALLENGER,
-    CHAMPION,
-    PREVIOUS,
-    ChampionChanged,
-    NoSuchVersion,
-)
+from tasks.registry import history, runs, versions
+from tasks.registry.versions import CHALLENGER, CHAMPION, NoSuchVersion
 
 NAME = "shapes"
 
@@ -27,20 +21,8 @@ def register(logged):
     return registered
 
 
-def aliases() -> dict[str, int]:
-    held = {alias: versions.by_alias(NAME, alias) for alias in (CHALLENGER, CHAMPION, PREVIOUS)}
-    return {alias: found.version for alias, found in held.items() if found}
-
-
-def put_in_charge(version) -> None:
-    versions.promote(version, over=versions.by_alias(NAME, CHAMPION))
-    lineage.record_promotion(version)
-
-
-def test_a_registry_without_the_model_has_no_champion_and_nothing_to_go_back_to(var):
+def test_a_registry_without_the_model_has_no_version(var):
     assert versions.by_alias(NAME, CHAMPION) is None
-    with pytest.raises(NoSuchVersion, match="no previous champion"):
-        versions.restorable(NAME, None)
     with pytest.raises(NoSuchVersion, match="no version 1"):
         versions.by_number(NAME, 1)
 
@@ -48,77 +30,35 @@ def test_a_registry_without_the_model_has_no_champion_and_nothing_to_go_back_to(
 def test_the_newest_registered_is_the_challenger_and_reads_back_as_it_was(register):
     register("first")
     second = register("second")
-    assert aliases() == {CHALLENGER: 2}
+    assert versions.aliases(NAME) == {CHALLENGER: 2}
     assert versions.by_alias(NAME, CHALLENGER) == second
     assert versions.by_number(NAME, 2) == second
 
 
-def test_promotion_moves_the_aliases_and_is_safe_to_repeat(register):
-    first = register("first")
-    put_in_charge(first)
-    assert aliases() == {CHAMPION: 1}
-    second = register("second")
-    third = register("third")
-    put_in_charge(second)
-    moved = {CHAMPION: 2, PREVIOUS: 1, CHALLENGER: 3}
-    assert aliases() == moved
-    versions.promote(second, over=first)
-    assert aliases() == moved
-    put_in_charge(third)
-    assert aliases() == {CHAMPION: 3, PREVIOUS: 2}
+def test_to_register_again_takes_up_the_same_unless_it_was_rejected_or_champion(logged):
+    model, other = logged("first"), logged("second")
+    lineage = {"evaluation": "e", "parent_champion": "none", "reason": "by hand"}
+    first = versions.register(NAME, model, lineage)
+    second = versions.register(NAME, other, lineage)
+    assert versions.register(NAME, model, {**lineage, "reason": "drift"}) == first
+    assert versions.tags(NAME, 1)["reason"] == "drift"
+    assert versions.aliases(NAME) == {CHALLENGER: 1}
+    for changed in ({"evaluation": "f"}, {"parent_champion": "2"}):
+        assert versions.register(NAME, model, lineage | changed).version > second.version
+    versions.tag(NAME, 2, {"verdict": "needs_approval"})
+    assert versions.register(NAME, other, lineage) == second
+    versions.tag(NAME, 2, {"verdict": "reject"})
+    assert versions.register(NAME, other, lineage).version == 5
+    history.promote(first, over=None, why="approved", by="ann")
+    assert versions.register(NAME, model, lineage).version == 6
 
 
-def test_rollback_goes_to_the_previous_champion_and_back_again(register):
-    first, second = register("first"), register("second")
-    put_in_charge(first)
-    put_in_charge(second)
-    assert versions.restorable(NAME, None) == first
-    versions.promote(versions.restorable(NAME, None), over=second)
-    assert aliases() == {CHAMPION: 1, PREVIOUS: 2}
-    assert versions.restorable(NAME, None) == second
-
-
-def test_a_challenger_is_not_promoted_over_a_champion_it_was_not_judged_against(register):
-    first, second, third = register("first"), register("second"), register("third")
-    with pytest.raises(ChampionChanged, match="judged against v1, but no champion"):
-        versions.promote(second, over=first)
-    put_in_charge(first)
-    put_in_charge(second)
-    for judged_against in (first, None):
-        with pytest.raises(ChampionChanged, match="v2 is champion by now"):
-            versions.promote(third, over=judged_against)
-    assert aliases() == {CHAMPION: 2, PREVIOUS: 1, CHALLENGER: 3}
-
-
-def test_a_promotion_that_died_half_way_is_finished_by_another_try(register):
-    first, second = register("first"), register("second")
-    put_in_charge(first)
-    runs.client().set_registered_model_alias(NAME, CHAMPION, "2")  # and no more
-    versions.promote(second, over=first)
-    assert aliases() == {CHAMPION: 2, PREVIOUS: 1}
-
-
-def test_rollback_takes_only_what_was_promoted_once(register):
-    first, second = register("first"), register("second")
-    put_in_charge(first)
-    with pytest.raises(NoSuchVersion, match="no previous champion"):
-        versions.restorable(NAME, None)
-    assert versions.restorable(NAME, 1) == first
-    with pytest.raises(NoSuchVersion, match=r"v2 was never promoted"):
-        versions.restorable(NAME, 2)
-    with pytest.raises(NoSuchVersion, match="no version 9"):
-        versions.restorable(NAME, 9)
-    assert versions.by_number(NAME, 2) == second
-
-
-def test_retired_aliases_leave_the_versions(register):
-    put_in_charge(register("first"))
-    put_in_charge(register("second"))
-    register("third")
-    versions.retire_aliases(NAME)
-    assert aliases() == {}
-    assert versions.by_number(NAME, 3).version == 3
-    versions.retire_aliases("never-registered")
+def test_a_version_that_others_registered_is_refused_with_the_way_out(var):
+    versions.ensure(NAME)
+    runs.client().create_model_version(NAME, source="s3://somewhere/else")
+    with pytest.raises(NoSuchVersion, match="v1 was not registered by the training flow"):
+        versions.by_number(NAME, 1)
+    assert versions.exists(NAME, 1)
 
 
 def test_a_model_whose_folder_is_gone_is_fetched_whole_from_the_registry(register, var):

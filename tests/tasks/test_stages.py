@@ -1,5 +1,6 @@
 """The real stages under Prefect: what runs again and what does not, what a person gets to see."""
 
+import json
 import shutil
 import threading
 import time
@@ -17,9 +18,11 @@ from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, TaskRu
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 
+from bentos import packaging
 from bentos.captioner.capture import CapturedRequest, CaptureStore
 from bentos.captioner.engine import Engine
 from bentos.captioner.generation import Generation
+from bentos.packaging import SmokeFailed
 from configs.schema import EvaluateConfig
 from configs.settings import settings
 from flows.monitor import monitor
@@ -31,7 +34,7 @@ from tasks.data.prepared import PreparedDataset
 from tasks.data.scenes import scene
 from tasks.evaluate import evaluate_champion
 from tasks.refs import EvaluationRef, PreparedRef, VersionRef
-from tasks.registry import lineage, versions
+from tasks.registry import history, lineage, versions
 
 DEADLINE_SECONDS = 30
 CACHED_STAGES = ("ingest", "validate", "prepare", "finetune", "evaluate")
@@ -88,8 +91,7 @@ def first(run: Callable[..., Seen]) -> Seen:
 def champion(first: Seen) -> VersionRef:
     """The first challenger, put in charge over the gate's head."""
     version = versions.by_number("shapes", 1)
-    versions.promote(version, over=None)
-    lineage.record_promotion(version)
+    history.promote(version, over=None, why="approved: the demo needs one", by="tests")
     return version
 
 
@@ -302,12 +304,52 @@ def test_a_model_that_is_champion_already_is_not_judged_again(champion, run):
     assert "register" not in again.stages
 
 
-def test_a_rollback_puts_the_previous_champion_back(champion):
+@pytest.mark.e2e
+def test_a_rollback_asks_the_former_champion_before_it_serves_and_tells_who_and_why(champion):
     second = versions.by_number("shapes", 2)
-    versions.promote(second, over=champion)
-    assert rollback("shapes") == champion
-    assert versions.by_alias("shapes", versions.CHAMPION) == champion
-    assert versions.by_alias("shapes", versions.PREVIOUS) == second
+    history.promote(second, over=champion, why="approved", by="tests")
+    told = seen(rollback("shapes", by="ann", comment="it lies", return_state=True))
+    assert told.state.result() == champion
+    assert versions.aliases("shapes")[versions.CHAMPION] == 1
+    assert versions.aliases("shapes")[versions.PREVIOUS] == 2
+    assert [(e.why, e.by) for e in history.settled("shapes")][2:] == [
+        ("rolled back: it lies", "ann")
+    ]
+    assert "rolled back: it lies (ann)" in told.artifacts["promote"]
+    assert packaging.stored(lineage.bento(champion))
+
+
+@pytest.mark.e2e
+def test_a_rollback_to_what_says_something_else_by_now_leaves_everything_as_it_was(champion):
+    import bentoml  # reads BENTOML_HOME, which the first package sets
+
+    second = versions.by_number("shapes", 2)
+    history.promote(second, over=champion, why="approved", by="tests")
+    tag = lineage.bento(champion)
+    (model,) = bentoml.bentos.get(tag).info.all_models
+    golden = Path(bentoml.models.get(model.tag).path) / "golden" / "golden.json"
+    honest = golden.read_text()
+    entries = json.loads(honest)
+    entries[-1]["caption"] = "what nobody said"
+    golden.write_text(json.dumps(entries))
+
+    def everything() -> tuple[object, ...]:
+        return history.read("shapes"), versions.aliases("shapes"), versions.tags("shapes", 1)
+
+    before = everything()
+    with pytest.raises(SmokeFailed, match="expected 'what nobody said'"):
+        rollback("shapes", 1)
+    assert before == (
+        history.read("shapes"),
+        versions.aliases("shapes"),
+        versions.tags("shapes", 1),
+    )
+
+    bentoml.bentos.delete(tag)  # it is made anew from the registry's files, which are honest
+    assert rollback("shapes", 1) == champion
+    assert history.champion("shapes") == champion
+    assert packaging.stored(lineage.bento(champion))
+    assert lineage.bento(champion) != tag
 
 
 def test_what_a_person_approves_is_packaged_and_serves(champion, run):
