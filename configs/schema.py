@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    StringConstraints,
     Tag,
     field_validator,
     model_validator,
@@ -20,6 +21,8 @@ from pydantic import (
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class Section(BaseModel):
@@ -159,6 +162,21 @@ Source = Annotated[
     | Annotated[FeedbackSource, Tag("feedback")]
     | Annotated[GoldenSource, Tag("golden")],
     Discriminator(_format),
+]
+
+# What a source turns out to be, as its images carry it.
+SourceFormat = Literal[
+    "scenes",
+    "coco",
+    "karpathy",
+    "flickr_token",
+    "csv",
+    "tsv",
+    "jsonl",
+    "parquet",
+    "imagefolder",
+    "webdataset",
+    "hf",
 ]
 
 # `note` counts and lists a finding, `quarantine` also sets it aside, `reject` refuses the dataset.
@@ -359,9 +377,65 @@ class GenerationConfig(Section):
     num_beams: PositiveInt = 1
 
 
+class Range(Section):
+    """Numbers from `min` to `max`, both included; one of the two may be left out."""
+
+    min: NotNegative | None = None
+    max: NotNegative | None = None
+
+    @model_validator(mode="after")
+    def _holds_some(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("give min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError("min must not be above max")
+        return self
+
+
+class ShareRange(Range):
+    min: Share | None = None
+    max: Share | None = None
+
+
+class SliceConfig(Section):
+    """Some images of the test split: those that meet every condition given."""
+
+    caption_words: Range | None = Field(
+        None, description="Words in the image's human captions, on average."
+    )
+    words: Annotated[tuple[Word, ...], BeforeValidator(_one_or_more)] = Field(
+        (), description="Words or phrases of which a human caption has at least one."
+    )
+    source: Annotated[tuple[SourceFormat, ...], BeforeValidator(_one_or_more)] = Field(
+        (), description="Formats of the sources that the image may come from."
+    )
+    image_side: Range | None = Field(
+        None, description="Pixels of the shorter side, as the picture came."
+    )
+    brightness: ShareRange | None = Field(None, description="Of the mean pixel: 0 black, 1 white.")
+
+    @model_validator(mode="after")
+    def _has_a_condition(self) -> Self:
+        if self == SliceConfig.model_construct():
+            raise ValueError(f"give at least one of {', '.join(type(self).model_fields)}")
+        return self
+
+
 class EvaluateConfig(GenerationConfig):
     batch_size: PositiveInt = 64
-    gallery_images: PositiveInt = 24
+    gallery_images: PositiveInt = Field(
+        24, description="The best so many of each slice, the worst, the most changed and others."
+    )
+    slices: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")], SliceConfig] = Field(
+        {}, description="Parts of the test split that are scored by themselves, too, by name."
+    )
+
+    @field_validator("slices")
+    @classmethod
+    def _leaves_our_names(cls, slices: dict[str, SliceConfig]) -> dict[str, SliceConfig]:
+        if taken := sorted({"test", "golden", "current"} & slices.keys()):
+            raise ValueError(f"{', '.join(taken)}: there always is such a slice; name it otherwise")
+        return slices
 
     @property
     def generation(self) -> GenerationConfig:

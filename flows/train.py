@@ -10,6 +10,7 @@ from flows.approval import approval
 from flows.dataset import dataset
 from flows.finetune import finetune_anywhere
 from tasks.evaluate import evaluate, evaluate_champion
+from tasks.gallery import show_gallery
 from tasks.gate import gate
 from tasks.ingest import NotEnoughFeedback, collect_feedback
 from tasks.package import package
@@ -35,6 +36,7 @@ def train(config: str, overrides: Sequence[str] = (), reason: str = "by hand") -
         return Completed(name="Unchanged", message=told)
     scores = evaluate(model, data, scenario.evaluate)
     champion_scores = evaluate_champion(champion, data, scenario.evaluate)
+    show_gallery(model, data, scores, champion, champion_scores, scenario.evaluate)
     challenger = register(scenario, model, data, scores, champion, reason)
     verdict = gate(challenger, scores, champion, champion_scores, scenario.gate)
     if verdict.decision == "needs_approval":

@@ -8,23 +8,21 @@ from tasks.artifacts import progress, publish
 from tasks.caching import BY_CONTENT
 from tasks.data import versioning
 from tasks.data.prepared import PreparedDataset
-from tasks.metrics import captioning
+from tasks.metrics import captioning, report
 from tasks.refs import EvaluationRef, ModelRef, PreparedRef, VersionRef
 from tasks.registry import versions
 
 
 @task(cache_policy=BY_CONTENT, persist_result=True)
 def evaluate(model: ModelRef, data: PreparedRef, config: EvaluateConfig) -> EvaluationRef:
-    """Scores on the `test` slice and, with feedback in the data, on `current`."""
-    from bentos.captioner.engine import Engine
-
+    """Scores on `test`, `golden` and `current`, as far as the data has them, and on the config's
+    slices."""
     dataset = PreparedDataset.open(versioning.fetch(data))
-    engine = Engine.load(versions.fetch(model))
     move = progress("evaluate-progress", "Captioning the test images")
-    result = captioning.evaluate(engine, dataset, config, move)
-    told = f"Scores and captions of model {model.digest[:8]}"
-    publish("evaluate", result.markdown(config.gallery_images), told)
-    return result.save(settings().var / "evaluations", config.gallery_images)
+    result = captioning.evaluate(versions.fetch(model), dataset, config, move)
+    told = f"Scores of model {model.digest[:8]}"
+    publish("evaluate", report.markdown(result.evaluation, config), told)
+    return result.save(settings().var / "evaluations")
 
 
 def evaluate_champion(

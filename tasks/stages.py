@@ -82,16 +82,21 @@ def finetune(config: Config) -> None:
 
 def evaluate(config: Config) -> None:
     """Caption the test images and score them; the scores of every slice go to `dvc metrics`."""
-    from bentos.captioner.engine import Engine
     from tasks.metrics import captioning
+    from tasks.metrics.gallery import cards, page
 
     def report(share: float) -> None:
         log.info("captioned %.0f %% of the test images", 100 * share)
 
-    dataset, engine = PreparedDataset.open(PREPARED), Engine.load(MODEL)
-    result = captioning.evaluate(engine, dataset, config.evaluate, report)
+    dataset = PreparedDataset.open(PREPARED)
+    result = captioning.evaluate(MODEL, dataset, config.evaluate, report)
+    names = {"model": str(MODEL), "dataset": dataset.digest}
+    count = config.evaluate.gallery_images
+    gallery = cards.collect(dataset, result.evaluation, None, count, names)
     with folders.staging(EVALUATION.parent) as scratch:
-        saved = result.save(scratch, config.evaluate.gallery_images)
+        saved = result.save(scratch)
+        html = page.render(gallery, config.evaluate)
+        (saved.path / "gallery.html").write_text(html, encoding="utf-8")
         _put(saved.path, EVALUATION)
     scores = {name: found.corpus for name, found in result.evaluation.slices.items()}
     folders.write_json(METRICS, scores)

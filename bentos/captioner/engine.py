@@ -96,6 +96,14 @@ class Engine:
             card=_read_json(folder / CARD_FILE) or {},
         )
 
+    @property
+    def device(self) -> str:
+        """Where the model is, for people: `cpu`, or the GPU's name."""
+        import torch
+
+        on = self._model.device
+        return torch.cuda.get_device_name(on) if on.type == "cuda" else str(on)
+
     def caption(self, pixels: np.ndarray, generation: Generation) -> list[Caption]:
         """Captions of uint8 [n, H, W, 3], H and W being `image_size`."""
         return self.run(pixels, generation)[0]

@@ -119,11 +119,15 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one split: the lists and `pixels` are in the same order."""
+    """Images of one split: the lists and `pixels` are in the same order.
+
+    `sizes` are the original width and height of each picture, 0 where they are not known.
+    """
 
     image_ids: list[str]
     references: list[list[str]]
     sources: list[str]
+    sizes: list[tuple[int, int]]
     pixels: Pixels
 
     def __len__(self) -> int:
@@ -140,6 +144,7 @@ class Split:
             list(compress(self.image_ids, keep)),
             list(compress(self.references, keep)),
             list(compress(self.sources, keep)),
+            list(compress(self.sizes, keep)),
             self.pixels.where(keep),
         )
 
@@ -177,5 +182,7 @@ class PreparedDataset:
             [row["image_id"] for row in rows],
             [row["references"] for row in rows],
             [row["source"] for row in rows],
+            # Older datasets don't say.
+            [(row.get("width", 0), row.get("height", 0)) for row in rows],
             pixels,
         )

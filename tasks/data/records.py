@@ -16,6 +16,7 @@ class Record:
     """A line of `rows.jsonl`; `sha256` is of the image's bytes, None where a `fault` says why not.
 
     `image` is relative to the dataset's folder, or absolute for a file that stays where it is.
+    `width` and `height` are of the upright picture, 0 before the checks have looked at it.
     """
 
     image_id: str
@@ -25,6 +26,8 @@ class Record:
     split: str | None
     source: str
     fault: Fault | None = None
+    width: int = 0
+    height: int = 0
 
     @classmethod
     def of(cls, line: dict[str, Any]) -> "Record":
@@ -35,7 +38,8 @@ class Record:
     def content(self) -> list[object]:
         """What the record is wherever its image lies."""
         rule = self.fault.rule if self.fault else None
-        return [self.image_id, self.sha256, rule, list(self.references), self.split, self.source]
+        told = [self.image_id, self.sha256, rule, list(self.references), self.split, self.source]
+        return [*told, self.width, self.height]
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,13 @@ class _SplitWriter:
     def add(self, record: Record, image: Path) -> None:
         references = record.references
         self.rows.write(
-            {"image_id": record.image_id, "references": references, "source": record.source}
+            {
+                "image_id": record.image_id,
+                "references": references,
+                "source": record.source,
+                "width": record.width,
+                "height": record.height,
+            }
         )
         self.num_captions += len(references)
         self._images.append((str(image), record.sha256))

@@ -1,6 +1,9 @@
 """Captions a prepared dataset's test images with the engine that serves, and scores them."""
 
-from collections.abc import Callable
+import logging
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,41 +11,34 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bentos.captioner.generation import Generation
-from configs.schema import EvaluateConfig
+from configs.schema import EvaluateConfig, SliceConfig
 from tasks.data import folders
-from tasks.data.prepared import PreparedDataset, Split
+from tasks.data.prepared import Pixels, PreparedDataset, Split
 from tasks.drift import reference
-from tasks.metrics import gallery
-from tasks.metrics.evaluation import Evaluation, SliceEvaluation
+from tasks.metrics import slices
+from tasks.metrics.evaluation import Cost, Evaluation, SliceEvaluation
+from tasks.metrics.scores import score
 from tasks.refs import EvaluationRef
 
 if TYPE_CHECKING:
-    from bentos.captioner.engine import Engine
+    from bentos.captioner.engine import Caption, Engine
+
+log = logging.getLogger(__name__)
+
+_WARM_UP, _TIMED = 3, 32  # images
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation with the pictures and the embeddings (float32 [n, d]) of each slice."""
+    """An evaluation with the images that were captioned and their embeddings (float32 [n, d]), by
+    the slice that they come from: each is in one of `test`, `current` and `golden`."""
 
     evaluation: Evaluation
     images: dict[str, Split]
     embeddings: dict[str, np.ndarray]
 
-    def markdown(self, gallery_images: int) -> str:
-        """Scores and a gallery, for a person."""
-        corpus = {name: s.corpus for name, s in self.evaluation.slices.items()}
-        metrics = list(next(iter(corpus.values())))
-        header = ["slice", "images", *metrics]
-        lines = [f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
-        for name, scores in corpus.items():
-            values = " | ".join(f"{scores[metric]:.3f}" for metric in metrics)
-            lines.append(f"| {name} | {len(self.images[name].image_ids)} | {values} |")
-        for name, chosen in self._galleries(gallery_images).items():
-            lines += ["", f"## {name}", "", gallery.markdown(chosen)]
-        return "\n".join(lines)
-
-    def save(self, out: Path, gallery_images: int) -> EvaluationRef:
-        """Writes scores, galleries and the drift reference to `out/<digest>/`.
+    def save(self, out: Path) -> EvaluationRef:
+        """Writes scores and the drift reference to `out/<digest>/`.
 
         The reference is what production should look like to this model: the corrected requests
         where it was judged on some, else the test images.
@@ -52,9 +48,6 @@ class Evaluated:
             self.evaluation.save(staged)
             production = "current" if "current" in self.images else "test"
             reference.save(staged, self._reference(production))
-            for name, chosen in self._galleries(gallery_images).items():
-                page = gallery.page(f"Captions of {name}", chosen)
-                (staged / f"gallery-{name}.html").write_text(page, encoding="utf-8")
             folder = folders.publish(staged, (out / digest).resolve())
         cider = {name: s.corpus["cider"] for name, s in self.evaluation.slices.items()}
         return EvaluationRef(uri=str(folder), digest=digest, cider=cider)
@@ -64,51 +57,82 @@ class Evaluated:
         return reference.Reference(
             image_ids=images.image_ids,
             embeddings=self.embeddings[slice_name],
-            brightness=np.array([image.mean() for image in images.pixels]) / 255,
+            brightness=slices.brightness(images),
             log_probabilities=np.array(self.evaluation.slices[slice_name].log_probabilities),
         )
 
-    def _galleries(self, count: int) -> dict[str, dict[str, list[gallery.Example]]]:
-        return {
-            name: gallery.pick(self.images[name], evaluation, count)
-            for name, evaluation in self.evaluation.slices.items()
-        }
-
 
 def evaluate(
-    engine: "Engine",
+    model: Path,
     dataset: PreparedDataset,
     config: EvaluateConfig,
     on_progress: Callable[[float], None],
 ) -> Evaluated:
-    """Scores on `test` (every source but feedback) and `current` (corrected requests), if any.
+    """Scores of a model folder on every slice; each image is captioned once.
 
     Every model is judged by the config's limits, and by its own prompt: it learned to go on there.
+    The config's slices are scored as parts of `test`: in a CIDEr of its own, a slice of dogs would
+    not count the word dog. Raises BadModelFolder, WrongImageSize.
     """
-    test = dataset.split("test")
-    slices = {
-        "test": test.where(exclude_source="feedback"),
-        "current": test.where(source="feedback"),
-    }
-    images = {name: s for name, s in slices.items() if s.image_ids}
+    from bentos.captioner.engine import Engine
+
+    engine = Engine.load(model)
     generation = Generation(
         **config.generation.model_dump(), prompt=Generation.from_card(engine.card).prompt
     )
-    total = sum(len(s.image_ids) for s in images.values())
-    evaluations, embeddings, done = {}, {}, 0
+    images = slices.parts(dataset)
+    total = sum(len(split) for split in images.values())
+    found: dict[str, SliceEvaluation] = {}
+    embeddings: dict[str, np.ndarray] = {}
+    done = 0
     for name, split in images.items():
         captions, vectors = [], []
-        for start in range(0, len(split.image_ids), config.batch_size):
-            found, seen = engine.run(split.pixels[start : start + config.batch_size], generation)
-            captions += found
+        for start in range(0, len(split), config.batch_size):
+            said, seen = engine.run(split.pixels[start : start + config.batch_size], generation)
+            captions += said
             vectors.append(seen)
-            done += len(found)
+            done += len(said)
             on_progress(done / total)
-        evaluations[name] = SliceEvaluation.of(
-            split.image_ids,
-            [caption.text for caption in captions],
-            split.references,
-            [caption.log_probability for caption in captions],
-        )
         embeddings[name] = np.concatenate(vectors)
-    return Evaluated(Evaluation(slices=evaluations), images, embeddings)
+        found |= _scored(name, split, captions, config.slices if name == "test" else {})
+    cost = _cost(engine, model, next(iter(images.values())).pixels, generation)
+    return Evaluated(Evaluation(slices=found, cost=cost), images, embeddings)
+
+
+def _scored(
+    name: str,
+    images: Split,
+    captions: "Sequence[Caption]",
+    inner: Mapping[str, SliceConfig],
+) -> dict[str, SliceEvaluation]:
+    """The slice `name`, and those slices inside it that hold an image."""
+    texts = [caption.text for caption in captions]
+    scores = score(texts, images.references)
+    whole = SliceEvaluation.scored(
+        images.image_ids,
+        texts,
+        images.references,
+        [caption.log_probability for caption in captions],
+        scores,
+    )
+    found = {name: whole}
+    for part, places in slices.chosen(images, inner).items():
+        if len(places):
+            found[part] = whole.at(places, scores)
+        else:
+            log.warning("no %s image is in slice %s: it has no scores", name, part)
+    return found
+
+
+def _cost(engine: "Engine", model: Path, pixels: Pixels, generation: Generation) -> Cost:
+    seconds = []
+    for place in [0] * _WARM_UP + list(range(min(_TIMED, len(pixels)))):
+        image = pixels[[place]]
+        start = time.perf_counter()
+        engine.caption(image, generation)
+        seconds.append(time.perf_counter() - start)
+    return Cost(
+        latency_seconds=statistics.median(seconds[_WARM_UP:]),
+        size_bytes=sum(file.stat().st_size for file in model.rglob("*") if file.is_file()),
+        device=engine.device,
+    )

@@ -16,7 +16,10 @@ from pydantic import (
     model_validator,
 )
 
-from tasks.metrics.scores import score
+from tasks.metrics import diversity
+from tasks.metrics.intervals import intervals
+from tasks.metrics.scores import Scores, score
+from tasks.metrics.statistics import Interval
 
 FILE = "evaluation.json"
 
@@ -48,7 +51,10 @@ class _Stored(BaseModel):
 
 
 class SliceEvaluation(_Stored):
-    """One model on one slice; every list and array has an entry per image, in the same order."""
+    """One model on one slice; every list and array has an entry per image, in the same order.
+
+    `intervals` are 95 %, by corpus metric; evaluations of earlier releases have none.
+    """
 
     image_ids: list[str]
     predictions: list[str]
@@ -56,6 +62,7 @@ class SliceEvaluation(_Stored):
     log_probabilities: list[float]
     corpus: dict[str, float]
     per_image: dict[str, FloatArray]
+    intervals: dict[str, Interval] = {}
 
     @classmethod
     def of(
@@ -67,6 +74,18 @@ class SliceEvaluation(_Stored):
     ) -> Self:
         """Scores the predictions; the slice must hold at least one image."""
         scores = score(predictions, references)
+        return cls.scored(image_ids, predictions, references, log_probabilities, scores)
+
+    @classmethod
+    def scored(
+        cls,
+        image_ids: list[str],
+        predictions: list[str],
+        references: list[list[str]],
+        log_probabilities: list[float],
+        scores: Scores,
+    ) -> Self:
+        """The slice of these captions, whose scores are known."""
         return cls(
             image_ids=image_ids,
             predictions=predictions,
@@ -74,7 +93,22 @@ class SliceEvaluation(_Stored):
             log_probabilities=log_probabilities,
             corpus=scores.corpus,
             per_image=scores.per_image,
+            intervals=intervals(scores),
         )
+
+    def at(self, places: np.ndarray, scores: Scores) -> Self:
+        """A part of the slice, which keeps the `scores` that its images have in the whole."""
+        return self.scored(
+            [self.image_ids[place] for place in places],
+            [self.predictions[place] for place in places],
+            [self.references[place] for place in places],
+            [self.log_probabilities[place] for place in places],
+            scores.at(places),
+        )
+
+    def diversity(self) -> diversity.Verdict:
+        """Whether the captions have collapsed, in words."""
+        return diversity.judge(self.predictions, self.references)
 
     @model_validator(mode="after")
     def _lines_up(self) -> Self:
@@ -93,7 +127,8 @@ class SliceEvaluation(_Stored):
 
 
 class Cost(_Stored):
-    """What a model costs to run: median seconds of one image alone, bytes of its folder."""
+    """What a model costs where it was evaluated: median seconds of an image alone in its batch,
+    bytes of the model's folder, the device's name."""
 
     latency_seconds: float
     size_bytes: int
@@ -101,15 +136,20 @@ class Cost(_Stored):
 
 
 class Evaluation(_Stored):
-    """One model on every slice: `test`, and `current` when people corrected captions."""
+    """One model on every slice that has images: `test`, maybe `current` and `golden`, and those
+    that the config defines."""
 
     slices: dict[str, SliceEvaluation] = Field(min_length=1)
     cost: Cost | None = None
 
     @property
     def digest(self) -> str:
-        """Identity by content: predictions, references and scores, not what a machine took."""
-        return hashlib.sha256(self.model_dump_json(exclude={"cost"}).encode()).hexdigest()
+        """Identity by content: predictions, references and scores, but not how long they took.
+
+        Without defaults, so that evaluations of earlier releases keep theirs.
+        """
+        told = self.model_dump_json(exclude={"cost"}, exclude_defaults=True)
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Writes the evaluation into `folder`, which is made if absent."""

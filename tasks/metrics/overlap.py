@@ -138,21 +138,45 @@ def _count(gram: np.ndarray, size: int, caption: np.ndarray, corpus: Corpus) -> 
 
 
 @dataclass(frozen=True)
-class BleuScores:
-    """BLEU-1 … BLEU-4 of the corpus, and of every image as an array [ORDERS, images]."""
+class BleuCounts:
+    """What BLEU is made of, for every image: of each order the n-grams said and those of them that
+    a reference has (float [ORDERS, images]), the caption's length and the closest reference's."""
 
-    corpus: list[float]
-    per_image: np.ndarray
+    correct: np.ndarray
+    guessed: np.ndarray
+    length: np.ndarray
+    closest: np.ndarray
+
+    @property
+    def per_image(self) -> np.ndarray:
+        """BLEU-1 … BLEU-4 of every image by itself [ORDERS, images]."""
+        return _bleu_from(self.correct, self.guessed, self.length, self.closest)
+
+    @property
+    def corpus(self) -> list[float]:
+        """BLEU-1 … BLEU-4 of all images together."""
+        every = np.ones((len(self.length), 1))
+        return [float(bleu) for bleu in self.resampled(every)[:, 0]]
+
+    def resampled(self, times: np.ndarray) -> np.ndarray:
+        """BLEU-1 … BLEU-4 [ORDERS, n] of n corpora, which hold each image `times` [images, n]."""
+        parts = (self.correct, self.guessed, self.length, self.closest)
+        return _bleu_from(*(part @ times for part in parts))
+
+    def at(self, images: np.ndarray) -> "BleuCounts":
+        """The counts of some of the images."""
+        parts = (self.correct, self.guessed, self.length, self.closest)
+        return BleuCounts(*(part[..., images] for part in parts))
 
 
-def bleu_and_cider(corpus: Corpus) -> tuple[BleuScores, np.ndarray]:
+def bleu_and_cider(corpus: Corpus) -> tuple[BleuCounts, np.ndarray]:
     """Both n-gram metrics from one count; CIDEr [images] (its mean is the corpus's)."""
     corpus = _split_at_spaces(corpus)
     orders = list(_ngrams(corpus))
     return _bleu(corpus, orders), _cider(corpus, orders)
 
 
-def bleu(corpus: Corpus) -> BleuScores:
+def bleu(corpus: Corpus) -> BleuCounts:
     """Clipped n-gram precision with the closest reference's length (Papineni et al. 2002)."""
     corpus = _split_at_spaces(corpus)
     return _bleu(corpus, list(_ngrams(corpus)))
@@ -169,7 +193,7 @@ def cider_d(corpus: Corpus) -> np.ndarray:
     return cider(corpus)
 
 
-def _bleu(corpus: Corpus, orders: list[_NGrams]) -> BleuScores:
+def _bleu(corpus: Corpus, orders: list[_NGrams]) -> BleuCounts:
     images = len(corpus.predictions)
     length = np.array([len(tokens) for tokens in corpus.predictions])
     closest = _closest(corpus, length)
@@ -180,8 +204,7 @@ def _bleu(corpus: Corpus, orders: list[_NGrams]) -> BleuScores:
         np.maximum.at(most, grams.match[grams.matched], grams.reference_count[grams.matched])
         clipped = np.minimum(most, grams.prediction_count)
         correct[n] = np.bincount(grams.prediction_image, clipped, minlength=images)
-    whole = _bleu_from(correct.sum(1), guessed.sum(1), length.sum(), closest.sum())
-    return BleuScores(whole.tolist(), _bleu_from(correct, guessed, length, closest))
+    return BleuCounts(correct, guessed, length, closest)
 
 
 def _closest(corpus: Corpus, length: np.ndarray) -> np.ndarray:

@@ -11,10 +11,29 @@ from tasks.metrics.tokenize import tokenize
 
 @dataclass(frozen=True)
 class Scores:
-    """`corpus`: bleu_1 … bleu_4, rouge_l, cider; `per_image`: float arrays [images] in order."""
+    """What every image got, in order: BLEU's counts, ROUGE-L and CIDEr [images]."""
 
-    corpus: dict[str, float]
-    per_image: dict[str, np.ndarray]
+    bleu: overlap.BleuCounts
+    rouge_l: np.ndarray
+    cider: np.ndarray
+
+    @property
+    def corpus(self) -> dict[str, float]:
+        """bleu_1 … bleu_4, rouge_l, cider of all images together."""
+        return {
+            **{f"bleu_{order}": value for order, value in enumerate(self.bleu.corpus, start=1)},
+            "rouge_l": float(self.rouge_l.mean()),
+            "cider": float(self.cider.mean()),
+        }
+
+    @property
+    def per_image(self) -> dict[str, np.ndarray]:
+        """bleu_4, rouge_l, cider as float arrays [images]."""
+        return {"bleu_4": self.bleu.per_image[3], "rouge_l": self.rouge_l, "cider": self.cider}
+
+    def at(self, images: np.ndarray) -> "Scores":
+        """The same scores of some images: CIDEr keeps the document frequencies of all of them."""
+        return Scores(self.bleu.at(images), self.rouge_l[images], self.cider[images])
 
 
 def tokenized(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> overlap.Corpus:
@@ -33,12 +52,4 @@ def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Sc
 def score_tokens(corpus: overlap.Corpus) -> Scores:
     """The same on tokens as they are."""
     bleu, cider = overlap.bleu_and_cider(corpus)
-    rouge_l = overlap.rouge_l(corpus)
-    return Scores(
-        corpus={
-            **{f"bleu_{order}": value for order, value in enumerate(bleu.corpus, start=1)},
-            "rouge_l": float(rouge_l.mean()),
-            "cider": float(cider.mean()),
-        },
-        per_image={"bleu_4": bleu.per_image[3], "rouge_l": rouge_l, "cider": cider},
-    )
+    return Scores(bleu, overlap.rouge_l(corpus), cider)

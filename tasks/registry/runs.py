@@ -171,13 +171,16 @@ def log_metrics(run_id: str, metrics: Mapping[str, float], step: int = 0) -> Non
     client().log_batch(run_id, metrics=[Metric(k, v, now, step) for k, v in metrics.items()])
 
 
-def link(run_id: str) -> str:
-    """The run as a markdown link, where the tracking URI is a server; else its id."""
+def link(run_id: str, artifact: str = "") -> str:
+    """The run, or a file of it, as a markdown link where the tracking URI is a server; else the
+    name."""
     uri = settings().tracking_uri
+    shown = artifact or run_id
     if not uri.startswith("http"):
-        return run_id
+        return shown
     experiment = client().get_run(run_id).info.experiment_id
-    return f"[{run_id}]({uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id})"
+    page = f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    return f"[{shown}]({page}/artifacts/{artifact})" if artifact else f"[{shown}]({page})"
 
 
 def git_commit() -> str:

@@ -17,6 +17,7 @@ from tasks.data.prepared import Pixels, PreparedDataset, PreparedError
 SIDE = 6
 SIZES = [3, 3, 1]
 COUNT = sum(SIZES)
+PORTRAIT = {"width": 30, "height": 40}
 SOURCES = ["csv", "feedback", "csv", "scenes", "feedback", "csv", "csv"]
 
 
@@ -38,6 +39,7 @@ def folder(tmp_path) -> Path:
         tmp_path / "val.jsonl",
         [
             {"image_id": f"i{n}", "references": [f"a {n}", "b"], "source": source}
+            | (PORTRAIT if n == 4 else {})  # older datasets don't say
             for n, source in enumerate(SOURCES)
         ],
     )
@@ -91,6 +93,7 @@ def test_a_split_has_its_lists_and_pixels_in_step(folder):
     assert split.image_ids == [f"i{n}" for n in range(COUNT)]
     assert split.references[3] == ["a 3", "b"]
     assert split.sources == SOURCES
+    assert split.sizes == [(0, 0)] * 4 + [(30, 40)] + [(0, 0)] * 2
     np.testing.assert_array_equal(split.pixels[:], noise(COUNT))
 
 
@@ -98,6 +101,7 @@ def test_where_selects_by_source_with_everything_in_step(folder):
     split = PreparedDataset.open(folder).split("val")
     only = split.where(source="feedback")
     assert (only.image_ids, only.references) == (["i1", "i4"], [["a 1", "b"], ["a 4", "b"]])
+    assert only.sizes == [(0, 0), (30, 40)]
     np.testing.assert_array_equal(only.pixels[:], split.pixels[[1, 4]])
     rest = split.where(exclude_source="feedback")
     assert rest.sources == ["csv", "csv", "scenes", "csv", "csv"]

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs.schema import Actions
+from tasks.data.markup import plain
 from tasks.data.profile import Profile, ProfileBuilder
 from tasks.data.report.facts import Counts, Example, Facts, summary
 from tasks.data.report.markdown import markdown
-from tasks.data.report.page import plain, write
+from tasks.data.report.page import write
 from tasks.data.report.plots import plots
 from tasks.data.report.rules import RULES
 

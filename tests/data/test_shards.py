@@ -20,11 +20,13 @@ import pytest
 from conftest import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from bentos.captioner.images import decode, to_pixels
+from configs.schema import ChecksConfig, SplitsConfig, TableSource
 from configs.settings import ROOT
-from tasks.data import folders, shards
+from tasks.data import folders, raw, shards
+from tasks.data.checks import run as checks
 from tasks.data.prepared import EmptySplit, PreparedDataset
 from tasks.data.records import DatasetWriter, Record
 from tasks.data.splits import SPLITS
@@ -308,7 +310,24 @@ def test_a_shard_stays_below_64_mib_and_512_images_but_has_one(image_size):
     assert count == 512 or (count + 1) * 3 * image_size**2 > 64 * 2**20
 
 
-def test_rows_tell_ids_references_and_sources(many, whole):
+def test_rows_tell_ids_references_sources_and_sizes(many, whole):
     rows = (whole / "val.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 30
-    assert json.loads(rows[0]).keys() == {"image_id", "references", "source"}
+    assert json.loads(rows[0]).keys() == {"image_id", "references", "source", "width", "height"}
+
+
+def test_the_upright_size_of_a_picture_comes_all_the_way_from_its_file(tmp_path):
+    sideways = Image.new("RGB", (80, 50), "red")
+    exif = sideways.getexif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = io.BytesIO()
+    sideways.save(data, "JPEG", exif=exif)
+    (tmp_path / "a.jpg").write_bytes(data.getvalue())
+    (tmp_path / "captions.csv").write_text("image,caption\na.jpg,a red picture\n")
+    source = TableSource(format="csv", images=tmp_path, captions=tmp_path / "captions.csv")
+    found = raw.ingest([source], tmp_path / "raw")
+    report = checks.run(
+        found, ChecksConfig(), SplitsConfig(val=0.001, test=0.998), 0, tmp_path / "v", name="one"
+    )
+    made = shards.prepare(report.accepted(), SIDE, tmp_path / "prepared")
+    assert PreparedDataset.open(made.folder).split("test").sizes == [(50, 80)]

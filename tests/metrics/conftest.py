@@ -1,8 +1,8 @@
-"""An engine with random weights and a prepared dataset of noise, feedback among it."""
+"""An engine with random weights and prepared datasets of noise, feedback among it."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -26,25 +26,38 @@ def engine(tiny_model: Path) -> "Engine":
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Callable[..., PreparedDataset]:
-    """A dataset whose test split has one image of noise a source named."""
+    """A dataset whose test split has one image of noise a source named, and `golden` images."""
 
-    def make(*sources: str) -> PreparedDataset:
+    def make(*sources: str, golden: int = 0) -> PreparedDataset:
         folder = tmp_path / "prepared"
         folder.mkdir()
-        noise = np.random.default_rng(len(sources))
-        pixels = noise.integers(0, 256, (len(sources), SIDE, SIDE, 3), dtype=np.uint8)
-        np.save(folder / "test-00000.npy", pixels)
-        folders.write_jsonl(
-            folder / "test.jsonl",
-            (
+        rows = {
+            "test": [
                 {"image_id": f"i{n}", "references": CAPTIONS[: 1 + n % 3], "source": source}
                 for n, source in enumerate(sources)
-            ),
-        )
-        splits = {"test": {"images": len(sources), "captions": 1}}
-        folders.write_json(
-            folder / "dataset.json", {"image_size": SIDE, "digest": "0", "splits": splits}
-        )
-        return PreparedDataset.open(folder)
+            ],
+            "golden": [
+                {"image_id": f"g{n}", "references": CAPTIONS[1:], "source": "golden"}
+                for n in range(golden)
+            ],
+        }
+        return write_prepared(folder, {name: found for name, found in rows.items() if found})
 
     return make
+
+
+def write_prepared(folder: Path, splits: dict[str, list[dict[str, Any]]]) -> PreparedDataset:
+    """A prepared dataset of these rows, every image noise unless the row has `pixels`."""
+    noise = np.random.default_rng(len(splits))
+    sizes = {}
+    for name, rows in splits.items():
+        shape = (len(rows), SIDE, SIDE, 3)
+        pixels = noise.integers(0, 256, shape, dtype=np.uint8)
+        for place, row in enumerate(rows):
+            pixels[place] = row.pop("pixels", pixels[place])
+        np.save(folder / f"{name}-00000.npy", pixels)
+        folders.write_jsonl(folder / f"{name}.jsonl", rows)
+        sizes[name] = {"images": len(rows), "captions": sum(len(r["references"]) for r in rows)}
+    card = {"image_size": SIDE, "digest": "0", "splits": sizes}
+    folders.write_json(folder / "dataset.json", card)
+    return PreparedDataset.open(folder)

@@ -1,5 +1,6 @@
 """Evaluations survive the disk unchanged, and what is no evaluation is refused by name."""
 
+import hashlib
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.metrics.evaluation import FILE, Cost, Evaluation, EvaluationUnreadable, SliceEvaluation
+from tasks.metrics.statistics import Interval
 
 
 @pytest.fixture
@@ -44,6 +46,22 @@ def test_the_digest_follows_the_content(evaluated):
         part.image_ids, ["a red disc", "two dogs"], part.references, part.log_probabilities
     )
     assert Evaluation(slices={"test": other}).digest != evaluated.digest
+
+
+def test_an_evaluation_of_an_earlier_release_is_read_and_keeps_its_digest(evaluated, tmp_path):
+    text = evaluated.model_dump_json(exclude={"cost": True, "slices": {"test": {"intervals"}}})
+    (tmp_path / FILE).write_text(text)
+    found = Evaluation.load(tmp_path)
+    assert found.cost is None
+    assert found.slices["test"].intervals == {}
+    assert found.digest == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_intervals_survive_the_disk(evaluated, tmp_path):
+    evaluated.save(tmp_path)
+    found = Evaluation.load(tmp_path).slices["test"].intervals
+    assert found == evaluated.slices["test"].intervals
+    assert isinstance(found["cider"], Interval)
 
 
 def test_not_a_number_survives_the_disk(evaluated, tmp_path):

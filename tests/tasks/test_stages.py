@@ -141,7 +141,8 @@ def test_every_stage_leaves_something_to_look_at(first):
         "validate": ("| images | 90 | 90 | 0 |", "data:image/"),
         "prepare": (".dir", "| train |", "| test |"),
         "finetune": ("model digest", "val_cider"),
-        "evaluate": ("| test |", "### Worst", "data:image/png"),
+        "evaluate": ("| test | ", " to ", "distinct-1"),
+        "gallery": ("| test | ", "### Worst", "](data:image/jpeg", "gallery/alone.html"),
         "register": ("shapes v1", "by hand", "CIDEr on test"),
         "gate": ("## reject", "below the floor 1000.00"),
     }

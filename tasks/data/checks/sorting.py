@@ -92,12 +92,13 @@ class Sorting:
         else:
             good, bad = self._sorted(record)
         split = self._judged.split_of(place)
-        row = replace(record, references=tuple(good), split=split)
+        state = self._found.state[place]
+        width, height = int(state["width"]), int(state["height"])
+        row = replace(record, references=tuple(good), split=split, width=width, height=height)
         self._accepted.add(row)
         rows.carry_images(self._raw, [row], self._staged)
         self._quarantine_captions(record, bad)
-        state = self._found.state[place]
-        self._profile.add(row.references, int(state["width"]), int(state["height"]))
+        self._profile.add(row.references, width, height)
         self.splits[split] += 1
         self._note_all(place, record)
         if self._accepted.count % self._gallery_step == 0 and len(self.gallery) < _GALLERY:

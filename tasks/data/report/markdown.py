@@ -1,11 +1,11 @@
 """The report for Prefect's UI: the tables, two plots, some pictures, well under a megabyte."""
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+from tasks.data.markup import cell, table
 from tasks.data.profile import DatasetDrift, WordChange, compare
 from tasks.data.report.facts import Facts
-from tasks.data.report.page import Finding, findings, number, plain
+from tasks.data.report.page import Finding, findings, number
 from tasks.data.report.plots import plots
 from tasks.data.report.thumbnails import Thumbnails
 
@@ -18,8 +18,8 @@ def markdown(facts: Facts) -> str:
     """The report as a person reads it in the Prefect UI."""
     thumbnails = Thumbnails(_PICTURES_BYTES)
     blocks = [
-        f"# {'Accepted' if facts.verdict is None else 'Rejected'}: {_cell(facts.name)}",
-        *([_cell(facts.verdict, 1200)] if facts.verdict else []),
+        f"# {'Accepted' if facts.verdict is None else 'Rejected'}: {cell(facts.name)}",
+        *([cell(facts.verdict, 1200)] if facts.verdict else []),
         _counts(facts),
         *_gallery(facts, thumbnails),
         *_found("Set aside", findings(facts.quarantined, facts, thumbnails, _EXAMPLES)),
@@ -30,7 +30,7 @@ def markdown(facts: Facts) -> str:
             if plot.svg
         ),
         *(_drift(compare(facts.profile, facts.previous)) if facts.previous else []),
-        f"Digest {_cell(facts.digest)}",
+        f"Digest {cell(facts.digest)}",
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -41,9 +41,9 @@ def _counts(facts: Facts) -> str:
         ("images", read.images, accepted.images, read.images - accepted.images),
         ("captions", read.captions, accepted.captions, read.captions - accepted.captions),
     ]
-    table = _table(("", "read", "accepted", "set aside"), rows)
-    splits = ", ".join(f"{_cell(name)} {count:,}" for name, count in facts.splits.items())
-    return f"{table}\n\nSplits: {splits or 'none'}. Leaks between splits: {facts.leaks:,}."
+    counts = table(("", "read", "accepted", "set aside"), rows)
+    splits = ", ".join(f"{cell(name)} {count:,}" for name, count in facts.splits.items())
+    return f"{counts}\n\nSplits: {splits or 'none'}. Leaks between splits: {facts.leaks:,}."
 
 
 def _found(title: str, found: Sequence[Finding]) -> Iterator[str]:
@@ -52,16 +52,16 @@ def _found(title: str, found: Sequence[Finding]) -> Iterator[str]:
     yield f"## {title}"
     rows = [
         (
-            f"**{_cell(f.rule.title)}**<br>{_cell(f.rule.meaning)}",
+            f"**{cell(f.rule.title)}**<br>{cell(f.rule.meaning)}",
             f"{f.count:,} {f.unit}",
             "<br>".join(
-                _picture(e.image_id, e.uri) + f" {_cell(e.image_id)}: {_cell(e.detail)}"
+                _picture(e.image_id, e.uri) + f" {cell(e.image_id)}: {cell(e.detail)}"
                 for e in f.examples
             ),
         )
         for f in found
     ]
-    yield _table(("", "count", "examples"), rows)
+    yield table(("", "count", "examples"), rows)
 
 
 def _gallery(facts: Facts, thumbnails: Thumbnails) -> Iterator[str]:
@@ -70,7 +70,7 @@ def _gallery(facts: Facts, thumbnails: Thumbnails) -> Iterator[str]:
         for example, captions in facts.gallery[:_PHOTOS]
     ]
     if rows:
-        yield _table(("image", "captions"), rows)
+        yield table(("image", "captions"), rows)
 
 
 def _drift(drift: DatasetDrift) -> Iterator[str]:
@@ -82,7 +82,7 @@ def _drift(drift: DatasetDrift) -> Iterator[str]:
         "median words in a caption": drift.median_words,
     }
     rows = [(name, number(of.before), number(of.after)) for name, of in changes.items()]
-    yield _table(("", "before", "now"), rows)
+    yield table(("", "before", "now"), rows)
     yield (
         "Distance of the caption lengths (Jensen–Shannon, 0 the same to 1 nothing in common): "
         f"{drift.length_distance:.3f}, by chance about {drift.length_distance_by_chance:.3f}. "
@@ -100,24 +100,13 @@ def _drift(drift: DatasetDrift) -> Iterator[str]:
 
 
 def _words(changes: Sequence[WordChange]) -> str:
-    shown = [f"{_cell(c.word)} ({c.before:,} → {c.after:,})" for c in changes[:_WORDS]]
+    shown = [f"{cell(c.word)} ({c.before:,} → {c.after:,})" for c in changes[:_WORDS]]
     return ", ".join(shown)
 
 
 def _captions(captions: Sequence[str]) -> str:
-    return "<br>".join(_cell(caption) for caption in captions[:_PHOTO_CAPTIONS])
+    return "<br>".join(cell(caption) for caption in captions[:_PHOTO_CAPTIONS])
 
 
 def _picture(name: str, uri: str | None) -> str:
-    return f"![{_cell(name)}]({uri})" if uri else ""
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head)]
-    lines += [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(text: str, most: int = 160) -> str:
-    """Text that is no markdown, HTML or link: whatever could start one becomes an entity."""
-    return re.sub(r"[^\w ,]|_", lambda found: f"&#{ord(found[0])};", plain(text, most))
+    return f"![{cell(name)}]({uri})" if uri else ""

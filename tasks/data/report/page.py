@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.data.markup import template
 from tasks.data.profile import DatasetDrift, Profile, compare
 from tasks.data.report.facts import Example, Facts, summary
 from tasks.data.report.plots import plots
@@ -19,7 +20,6 @@ _PAIRS = 12
 _CLUSTERS, _CLUSTER_IMAGES = 8, 6
 _PHOTOS, _PHOTO_CAPTIONS = 12, 5
 _WORDS, _CAPTIONS = 20, 10
-_MOST_LETTERS = 160
 
 # English words that are in every caption and tell nothing about a dataset.
 _DULL = (
@@ -63,28 +63,11 @@ def write(facts: Facts, folder: Path) -> Path:
 
 def render(facts: Facts, drift: DatasetDrift | None) -> str:
     """The page; everything that comes from the data is escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"plain": plain, "number": number, "percent": _percent}
+    path = Path(__file__).with_name("page.html.j2")
     thumbnails = Thumbnails(_PICTURES_BYTES)
-    return environment.get_template("page.html.j2").render(
+    return template(path, number=number, percent=_percent).render(
         facts=facts, drift=drift, **_pictures(facts, thumbnails), **_words(facts.profile)
     )
-
-
-def plain(text: str, most: int = _MOST_LETTERS) -> str:
-    """Text on one line that shows what it holds: nothing invisible, no turned direction, an end."""
-    text = " ".join(text[: 4 * most].split())
-    joiners = "\u200c\u200d"  # emoji and many scripts need them
-    text = "".join(c if c.isprintable() or c in joiners else "\ufffd" for c in text)
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def findings(
