@@ -1,5 +1,6 @@
 """Every key a scenario YAML may hold, with its default and its limits."""
 
+import math
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
@@ -23,6 +24,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Level = Annotated[float, Field(gt=0, lt=0.5)]  # of a statistical test
+
+_SLICES = 10  # that a gate can compare at once, each at its level over their number
 
 
 class Section(BaseModel):
@@ -451,17 +455,48 @@ class GateConfig(Section):
     """When a candidate replaces the champion (`tasks/metrics/gate.py`)."""
 
     floors: dict[Literal["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"], float] = (
-        Field({}, description="What a first model must reach on test; if empty, a person decides.")
+        Field(
+            {},
+            description="What every candidate must reach on test; a first model without any is "
+            "for a person to decide.",
+        )
     )
+    superior_on: str | None = Field(
+        None, description="The slice to be better on; by default `current`, else `test`."
+    )
+    alpha: Level = Field(0.025, description="Chance of calling a candidate better that is not.")
     margin: PositiveFloat = Field(
         0.3, description="CIDEr a candidate may lose on slices it need not win."
     )
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    resamples: PositiveInt = 2000
-    min_images: PositiveInt = 30
+    margins: dict[str, PositiveFloat] = Field(
+        {}, description="Other margins, by slice: `{golden: 0.1}`."
+    )
+    margin_alpha: Level = Field(
+        0.005, description="Chance of passing a candidate that is worse by the margin."
+    )
+    resamples: PositiveInt = Field(
+        10_000, description="Of the images, for each test; p-values can't be below one over these."
+    )
+    min_images: PositiveInt = Field(
+        30, description="With fewer images than this on a slice, a person decides."
+    )
+    max_latency_seconds: PositiveFloat | None = Field(
+        None, description="Median of one image captioned alone, on the machine that evaluates."
+    )
+    max_size_bytes: PositiveInt | None = Field(None, description="Of the model's folder.")
     approval_hours: PositiveFloat = Field(
         72, description="How long a flow waits for a person; unanswered, the champion stays."
     )
+
+    @model_validator(mode="after")
+    def _resolves_its_levels(self) -> Self:
+        needed = math.ceil(_SLICES / min(self.alpha, self.margin_alpha))
+        if self.resamples < needed:
+            raise ValueError(
+                f"{self.resamples} resamples can't tell levels this small apart: "
+                f"set resamples to {needed} or more"
+            )
+        return self
 
 
 class PackageConfig(Section):

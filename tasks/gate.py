@@ -24,7 +24,7 @@ def gate(
     comparisons = rules.compare(candidate, against, config) if candidate and against else {}
     lineage.record_verdict(challenger, verdict, comparisons)
     lines = [f"## {verdict.decision}", "", *(f"- {reason}" for reason in verdict.reasons)]
-    publish("gate", "\n".join(lines), "The verdict")
+    publish("gate", "\n".join([*lines, "", rules.table(comparisons)]), "The verdict")
     return verdict
 
 

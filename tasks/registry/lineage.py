@@ -72,16 +72,7 @@ def record_verdict(
     version: VersionRef, verdict: Verdict, comparisons: Mapping[str, Comparison]
 ) -> None:
     """Writes the verdict and its figures on the version."""
-    figures = {
-        name: {
-            "champion": c.champion,
-            "candidate": c.candidate,
-            "difference": c.difference.mean,
-            "low": c.difference.low,
-            "high": c.difference.high,
-        }
-        for name, c in comparisons.items()
-    }
+    figures = {name: comparison.figures() for name, comparison in comparisons.items()}
     text = json.dumps(figures, indent=2)
     runs.client().log_text(version.model.run_id, text, _comparisons_file(version))
     _decide(version, verdict)
@@ -145,7 +136,7 @@ def scores(version: VersionRef) -> dict[str, dict[str, float]]:
 
 
 def comparisons(version: VersionRef) -> dict[str, dict[str, float]]:
-    """By slice: mean CIDEr of `champion` and `candidate`, and their `difference`, `low`, `high`."""
+    """By slice, the figures that the gate compared `version` by (`Comparison.figures`)."""
     with tempfile.TemporaryDirectory() as folder:
         file = _comparisons_file(version)
         path = Path(runs.client().download_artifacts(version.model.run_id, file, folder))

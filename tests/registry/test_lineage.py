@@ -103,7 +103,7 @@ def test_the_verdict_and_its_figures_read_back(config, version, evaluation):
     reasons = ("test: better.", "current: not worse | really.")
     lineage.record_verdict(version, Verdict(decision="promote", reasons=reasons), found)
     told = lineage.comparisons(version)["test"]
-    assert told.keys() == {"champion", "candidate", "difference", "low", "high"}
+    assert told == found["test"].figures()
     assert told["champion"] == told["candidate"] == found["test"].candidate
     assert told["difference"] == 0
     described = lineage.described(version)

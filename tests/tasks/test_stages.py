@@ -4,7 +4,8 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,21 @@ def seen(state: State[Any]) -> Seen:
     return told
 
 
+@contextmanager
+def approving() -> Iterator[None]:
+    """A person who approves the first that waits; a model of six steps says the same of all."""
+
+    def approve() -> None:
+        while not waiting("shapes"):
+            time.sleep(0.2)
+        give(Answer(approve=True, name="Ada", comment="seen and liked"), "shapes", None)
+
+    answering = threading.Thread(target=approve, daemon=True)
+    answering.start()
+    yield
+    answering.join(DEADLINE_SECONDS)
+
+
 def test_the_first_run_does_the_work_and_is_rejected_with_a_reason(first):
     assert first.ran() == set(CACHED_STAGES)
     assert first.state.is_completed()
@@ -216,7 +232,8 @@ def test_a_model_without_a_champion_is_not_watched(config):
 
 
 def test_a_bento_that_fails_its_smoke_run_promotes_nothing(run):
-    failed = run("gate.floors={cider: 0.0}", "package.smoke_timeout_seconds=0.01")
+    with approving():
+        failed = run("gate.floors={cider: 0.0}", "package.smoke_timeout_seconds=0.01")
     assert failed.state.is_failed()
     assert "SmokeFailed" in str(failed.state.message)
     assert failed.stages["gate"] == ["Completed"]
@@ -354,15 +371,8 @@ def test_a_rollback_to_what_says_something_else_by_now_leaves_everything_as_it_w
 
 
 def test_what_a_person_approves_is_packaged_and_serves(champion, run):
-    def approve() -> None:
-        while not waiting("shapes"):
-            time.sleep(0.2)
-        give(Answer(approve=True, name="Ada", comment="seen and liked"), "shapes", None)
-
-    answering = threading.Thread(target=approve)
-    answering.start()
-    outcome = run("finetune.max_steps=5", "gate.floors={}", "gate.min_images=1000")
-    answering.join()
+    with approving():
+        outcome = run("finetune.max_steps=5", "gate.floors={}", "gate.min_images=1000")
     verdict = outcome.state.result()
     assert (verdict.decision, verdict.by) == ("promote", "Ada")
     serving = versions.by_alias("shapes", versions.CHAMPION)
@@ -372,7 +382,7 @@ def test_what_a_person_approves_is_packaged_and_serves(champion, run):
 
 
 def test_a_champion_of_another_image_size_leaves_the_verdict_to_a_person(champion, run):
-    outcome = run("data.image_size=48", "gate.approval_hours=0.0003")
+    outcome = run("data.image_size=48", "gate.floors={}", "gate.approval_hours=0.0003")
     assert outcome.state.is_completed()
     verdict = outcome.state.result()
     assert (verdict.decision, verdict.by) == ("reject", "nobody")
