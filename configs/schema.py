@@ -16,6 +16,7 @@ from pydantic import (
     PositiveInt,
     StringConstraints,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -474,6 +475,9 @@ class GateConfig(Section):
     margin_alpha: Level = Field(
         0.005, description="Chance of passing a candidate that is worse by the margin."
     )
+    ignored: tuple[str, ...] = Field(
+        (), description="Slices that are scored and decide nothing: too small to, for instance."
+    )
     resamples: PositiveInt = Field(
         10_000, description="Of the images, for each test; p-values can't be below one over these."
     )
@@ -588,3 +592,21 @@ class Config(Section):
     package: PackageConfig = PackageConfig()
     monitor: MonitorConfig = MonitorConfig()
     search: SearchConfig | None = None
+
+    @field_validator("gate")
+    @classmethod
+    def _judges_slices_that_there_are(cls, gate: GateConfig, info: ValidationInfo) -> GateConfig:
+        if "evaluate" not in info.data:
+            return gate  # wrong by itself
+        own = {"golden", *info.data["evaluate"].slices}
+        slices = {"test", "current", *own}
+        won = {gate.superior_on} - {None}
+        if unknown := (won | gate.margins.keys()) - slices:
+            raise ValueError(f"no slice {_listed(unknown)}: expected {_listed(slices)}")
+        if refused := set(gate.ignored) - (own - won):
+            raise ValueError(f"{_listed(refused)} can't be ignored: expected {_listed(own - won)}")
+        return gate
+
+
+def _listed(names: set[Any]) -> str:
+    return ", ".join(sorted(names))

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 
 from configs.schema import GateConfig
-from tasks.metrics import diversity
 from tasks.metrics.evaluation import Evaluation, SliceEvaluation
 from tasks.metrics.statistics import BootstrapT, Interval, holm, sign_flip_p_value
 from tasks.refs import Verdict
@@ -119,7 +118,7 @@ def compare(
     won = _superior_on(candidate, champion, config)
     pairs = {
         name: found
-        for name in sorted(candidate.slices.keys() & champion.slices.keys())
+        for name in sorted(_judged(candidate, config) & _judged(champion, config))
         if (found := _Pairs.of(candidate.slices[name], champion.slices[name])).images
     }
     alone = {
@@ -218,6 +217,10 @@ def _cider_by_image(evaluated: SliceEvaluation) -> dict[str, float]:
     return dict(zip(evaluated.image_ids, scores.tolist(), strict=False))
 
 
+def _judged(evaluation: Evaluation, config: GateConfig) -> set[str]:
+    return evaluation.slices.keys() - set(config.ignored)
+
+
 def _superior_on(candidate: Evaluation, champion: Evaluation, config: GateConfig) -> str:
     evaluated = candidate.slices.keys() | champion.slices.keys()
     return config.superior_on or ("current" if "current" in evaluated else "test")
@@ -295,10 +298,9 @@ def _against_budgets(candidate: Evaluation, config: GateConfig) -> list[_Finding
 
 def _collapsed(test: SliceEvaluation) -> list[_Finding]:
     """Captions that are all alike, or none: a high score doesn't excuse them without a person."""
-    verdict = diversity.judge(test.predictions, test.references)
     return [
         _Finding("needs_approval", f"test: the captions have collapsed: {reason}")
-        for reason in verdict.reasons
+        for reason in test.diversity().reasons
     ]
 
 
@@ -309,7 +311,7 @@ def _against_champion(
     comparisons = compare(candidate, champion, config)
     findings = []
     for name in sorted(
-        {won} | candidate.slices.keys() | champion.slices.keys(),
+        {won} | _judged(candidate, config) | _judged(champion, config),
         key=lambda name: (name != won, name),
     ):
         comparison = comparisons.get(name)

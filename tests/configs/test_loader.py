@@ -95,6 +95,10 @@ def test_an_unknown_key_like_no_other_gets_no_suggestion(scenario):
         ("data=3", "data", "dictionary"),
         ("name=Not A Name", "name", "pattern"),
         ("gate.floors={clarity: 3}", "gate.floors.clarity", "'cider'"),
+        ("gate.resamples=10", "gate", "set resamples to 2000 or more"),
+        ("gate.superior_on=goldn", "gate", "no slice goldn: expected current, golden, test"),
+        ("gate.margins={dark: 0.1}", "gate", "no slice dark: expected current, golden, test"),
+        ("gate.ignored=[test]", "gate", "test can't be ignored: expected golden"),
         ("data.splits={val: 0.5, test: 0.5}", "data.splits", "leave some images to train on"),
     ],
 )
@@ -105,6 +109,14 @@ def test_a_wrong_value_names_its_key_what_was_expected_and_what_was_given(
     assert f" {key}" in message
     assert expected in message
     assert "got" in message
+
+
+def test_the_gate_may_name_the_slices_that_the_evaluation_defines(scenario):
+    dark = "evaluate.slices={dark: {brightness: {max: 0.3}}, bright: {brightness: {min: 0.7}}}"
+    config = load(scenario, [dark, "gate.margins={dark: 0.1}", "gate.ignored=[bright]"])
+    assert config.gate.margins == {"dark": 0.1}
+    told = refusal(scenario, dark, "gate.superior_on=dark", "gate.ignored=[dark]")
+    assert "dark can't be ignored: expected bright, golden" in told
 
 
 def test_a_missing_key_is_named(tmp_path):

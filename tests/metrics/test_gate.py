@@ -134,6 +134,16 @@ def test_a_slice_may_have_a_margin_of_its_own():
     assert verdict.reasons[0].endswith("probably worse than the margin 0.05.")
 
 
+def test_an_ignored_slice_decides_nothing_and_costs_the_others_nothing():
+    champion = evaluation(test=noisy(5, seed=1), small=noisy(5, 5))
+    candidate = evaluation(test=noisy(6, seed=2), small=noisy(1, 5))
+    assert decide(candidate, champion).decision == "needs_approval"
+    config = having(ignored=("small",))
+    assert decide(candidate, champion, config=config).decision == "promote"
+    alone = evaluation(test=noisy(6, seed=2)), evaluation(test=noisy(5, seed=1))
+    assert compare(candidate, champion, config) == compare(*alone, config)
+
+
 def test_the_reason_gives_both_scores_the_difference_its_interval_p_and_the_images():
     champion = evaluation(test=np.full(60, 5.0), current=np.full(60, 0.41))
     candidate = evaluation(test=np.full(60, 5.25), current=np.full(60, 3.92))
@@ -373,6 +383,7 @@ configs = st.builds(
     floors=st.sampled_from([{}, {"cider": 4.0, "bleu_4": 0.5}]),
     superior_on=st.one_of(st.none(), names),
     margins=st.dictionaries(names, st.floats(0.01, 20)),
+    ignored=st.lists(names).map(tuple),
     resamples=st.just(2000),
     min_images=st.integers(1, 12),
     max_latency_seconds=st.one_of(st.none(), st.floats(0.01, 1)),
