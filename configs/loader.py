@@ -69,6 +69,13 @@ def parsed(
         raise SystemExit(2) from None
 
 
+def words(text: str) -> str:
+    """The type of an option that must say something."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must say something")
+    return text.strip()
+
+
 def _read(path: str | Path) -> dict[str, Any]:
     found = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
     if found is None:

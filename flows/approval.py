@@ -6,7 +6,7 @@ import sys
 
 from prefect import flow
 
-from configs.loader import command_line, parsed
+from configs.loader import command_line, parsed, words
 from tasks.approval import (
     FLOW,
     Answer,
@@ -54,16 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     either.add_argument(
         "--reject", dest="approve", action="store_false", default=None, help="the champion stays"
     )
-    add("--comment", type=_text, help="why; stays on the model version")
-    add("--by", type=_text, default=getpass.getuser(), help="who says so (%(default)s)")
+    add("--comment", type=words, help="why; stays on the model version")
+    add("--by", type=words, default=getpass.getuser(), help="who says so (%(default)s)")
     add("--version", type=int, help="of the model, where several wait")
     return parser
-
-
-def _text(value: str) -> str:
-    if not value.strip():
-        raise argparse.ArgumentTypeError("must say something")
-    return value
 
 
 def _list(name: str) -> None:

@@ -43,7 +43,7 @@ def train(config: str, overrides: Sequence[str] = (), reason: str = "by hand") -
         verdict = approval(challenger, verdict, scenario.gate.approval_hours)
     if verdict.decision == "promote":
         bento = package(challenger, scenario.package)
-        promote(challenger, bento, over=champion)
+        promote(challenger, bento, over=champion, why=verdict.reasons[0], by=verdict.by)
     return verdict
 
 

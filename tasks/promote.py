@@ -25,11 +25,7 @@ def require_champion(name: str, champion: VersionRef | None) -> VersionRef:
 
 @task
 def promote(
-    version: VersionRef,
-    bento: BentoRef,
-    over: VersionRef | None,
-    why: str = "promoted by the gate",
-    by: str = "the training flow",
+    version: VersionRef, bento: BentoRef, over: VersionRef | None, why: str, by: str
 ) -> None:
     """Makes `version` the champion in place of `over`, the one that it was judged against.
 
@@ -38,13 +34,19 @@ def promote(
     lineage.record_bento(version, bento.tag)
     history.promote(version, over=over, why=why, by=by)
     rows = {
-        "champion": f"{version.name} v{version.version}",
-        "in place of": f"v{over.version}" if over else "nobody",
+        "champion": version,
+        "in place of": over or "nobody",
         "why": f"{why} ({by})",
         "Bento": bento.tag,
         "service": settings().service_url or "follows the alias when it runs",
     }
     publish("promote", table(rows), "The new champion")
+
+
+@task
+def registered(name: str, version: int) -> VersionRef:
+    """The version of that number. Raises NoSuchVersion."""
+    return versions.by_number(name, version)
 
 
 @task

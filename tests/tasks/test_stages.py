@@ -27,6 +27,7 @@ from bentos.packaging import SmokeFailed
 from configs.schema import EvaluateConfig
 from configs.settings import settings
 from flows.monitor import monitor
+from flows.override import override
 from flows.rollback import rollback
 from flows.train import train
 from tasks.approval import Answer, give, waiting
@@ -378,7 +379,23 @@ def test_what_a_person_approves_is_packaged_and_serves(champion, run):
     serving = versions.by_alias("shapes", versions.CHAMPION)
     assert serving.version > champion.version
     assert lineage.bento(serving) is not None
-    versions.promote(champion, over=serving)
+    assert history.read("shapes")[-1].by == "Ada"
+    history.promote(champion, over=serving, why="back again", by="tests")
+
+
+def test_an_override_puts_what_the_gate_rejected_in_charge_and_says_who_and_why(champion):
+    rejected = versions.by_number("shapes", 2)
+    with pytest.raises(ValueError, match="say who overrides"):
+        override("shapes", 2, by="Ada", comment=" ")
+    assert override("shapes", 2, by="Ada", comment="the customer insists") == rejected
+    assert versions.by_alias("shapes", versions.CHAMPION) == rejected
+    event = history.read("shapes")[-1]
+    assert (event.version, event.over, event.by) == (2, champion.version, "Ada")
+    assert event.why == "the gate overridden: the customer insists"
+    tags = versions.tags("shapes", 2)
+    assert tags["verdict"] == "reject"
+    assert "the customer insists" in tags["champion_periods"]
+    history.promote(champion, over=rejected, why="back again", by="tests")
 
 
 def test_a_champion_of_another_image_size_leaves_the_verdict_to_a_person(champion, run):
