@@ -25,12 +25,32 @@ def engine(tiny_model: Path) -> "Engine":
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Callable[..., PreparedDataset]:
+def prepared(tmp_path: Path) -> Callable[..., PreparedDataset]:
+    """A dataset of rows by split, every image noise."""
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+
+    def make(splits: dict[str, list[dict[str, Any]]]) -> PreparedDataset:
+        noise = np.random.default_rng(len(splits))
+        sizes = {}
+        for name, rows in splits.items():
+            shape = (len(rows), SIDE, SIDE, 3)
+            pixels = noise.integers(0, 256, shape, dtype=np.uint8)
+            np.save(folder / f"{name}-00000.npy", pixels)
+            folders.write_jsonl(folder / f"{name}.jsonl", rows)
+            sizes[name] = {"images": len(rows), "captions": sum(len(r["references"]) for r in rows)}
+        card = {"image_size": SIDE, "digest": "0", "splits": sizes}
+        folders.write_json(folder / "dataset.json", card)
+        return PreparedDataset.open(folder)
+
+    return make
+
+
+@pytest.fixture
+def dataset(prepared: Callable[..., PreparedDataset]) -> Callable[..., PreparedDataset]:
     """A dataset whose test split has one image of noise a source named, and `golden` images."""
 
     def make(*sources: str, golden: int = 0) -> PreparedDataset:
-        folder = tmp_path / "prepared"
-        folder.mkdir()
         rows = {
             "test": [
                 {"image_id": f"i{n}", "references": CAPTIONS[: 1 + n % 3], "source": source}
@@ -41,23 +61,6 @@ def dataset(tmp_path: Path) -> Callable[..., PreparedDataset]:
                 for n in range(golden)
             ],
         }
-        return write_prepared(folder, {name: found for name, found in rows.items() if found})
+        return prepared({name: found for name, found in rows.items() if found})
 
     return make
-
-
-def write_prepared(folder: Path, splits: dict[str, list[dict[str, Any]]]) -> PreparedDataset:
-    """A prepared dataset of these rows, every image noise unless the row has `pixels`."""
-    noise = np.random.default_rng(len(splits))
-    sizes = {}
-    for name, rows in splits.items():
-        shape = (len(rows), SIDE, SIDE, 3)
-        pixels = noise.integers(0, 256, shape, dtype=np.uint8)
-        for place, row in enumerate(rows):
-            pixels[place] = row.pop("pixels", pixels[place])
-        np.save(folder / f"{name}-00000.npy", pixels)
-        folders.write_jsonl(folder / f"{name}.jsonl", rows)
-        sizes[name] = {"images": len(rows), "captions": sum(len(r["references"]) for r in rows)}
-    card = {"image_size": SIDE, "digest": "0", "splits": sizes}
-    folders.write_json(folder / "dataset.json", card)
-    return PreparedDataset.open(folder)

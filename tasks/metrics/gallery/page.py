@@ -21,5 +21,6 @@ def render(gallery: Gallery, config: EvaluateConfig) -> str:
             for order, title in TITLES.items()
             if compared or order not in ("lost", "gained")
         },
+        collapsed={n: v.reasons for n, v in gallery.diversity.items() if v.collapsed},
         absent=[name for name in config.slices if name not in gallery.candidate.slices],
     )
