@@ -32,6 +32,7 @@ class BootstrapT:
 
     mean: float
     error: float
+    doubt: float  # the standard error of `error`, as a share of it
     lowest: float
     highest: float
     count: int
@@ -44,6 +45,7 @@ class BootstrapT:
         mean = min(max(float(values.mean()), lowest), highest)  # rounding may leave the range
         centred = values - mean
         spread = float(centred.std())
+        kurtosis = float(((centred / spread) ** 4).mean()) if spread else 0.0
         random = np.random.default_rng(seed)
         pivots = []
         for rows in _chunks(resamples, n):
@@ -58,6 +60,7 @@ class BootstrapT:
         return cls(
             mean=mean,
             error=spread / n**0.5,
+            doubt=math.sqrt(max(0.0, kurtosis - 1) / (4 * n)),
             lowest=lowest,
             highest=highest,
             count=n,
@@ -95,7 +98,9 @@ class BootstrapT:
         # Signs are flipped about the bound, so that a mean far above it widens their sums, too.
         above = (sure + likely) * self.error / self.count**0.5
         critical = max(self.mean - self.low(level), sure * math.hypot(self.error, above))
-        return float(critical + likely * self.error)
+        # The error is an estimate both here and in the test that is foreseen.
+        here = self.doubt * (critical + likely * self.error)
+        return float(critical + likely * math.hypot(self.error, here, self.doubt * critical))
 
     def _beyond(self, level: float) -> int:
         """How many pivots lie beyond a bound."""

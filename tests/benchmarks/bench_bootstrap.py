@@ -16,7 +16,7 @@ from tasks.metrics.statistics import BootstrapT, sign_flip_p_value
 from tests.benchmarks import bench_gate
 
 RESAMPLES, DRAWS = 2000, 1000
-IMAGES = (30, 100, 300, 1000)
+IMAGES = (30, 100, 300)
 LEVELS = (0.025, 0.005)
 
 
