@@ -201,7 +201,7 @@ def _append(name: str, event: Event) -> None:
         if all(each.key != event.key for each in read(name)):
             client().create_model_version(
                 _log(name),
-                source=f"captionloop:{name}/{event.version}",
+                source=f"captionloop:/{name}/{event.version}",
                 description=str(event),
                 tags={
                     "version": event.version or "none",

@@ -87,7 +87,9 @@ def _decide(version: VersionRef, verdict: Verdict, **told: str) -> None:
 
 def record_periods(name: str, version: int, periods: Sequence[str]) -> None:
     """Writes when, by whom and why a version was made champion, and replaced."""
-    versions.tag(name, version, {"champion_periods": "\n".join(periods)})
+    told = {"champion_periods": "\n".join(periods)}
+    if told.items() - versions.tags(name, version).items():
+        versions.tag(name, version, told)
     describe(name, version)
 
 

@@ -60,9 +60,9 @@ def experiment_id(name: str) -> str:
     experiment = mlflow.get_experiment_by_name(name)
     if experiment is not None:
         return str(experiment.experiment_id)
-    local = settings().tracking_uri.startswith("sqlite:///")
+    served = settings().tracking_uri.startswith("http")
     # A server decides for itself where artifacts go; without one MLflow would use ./mlruns.
-    location = (settings().var / "mlflow" / "artifacts" / name).as_uri() if local else None
+    location = None if served else (settings().var / "mlflow" / "artifacts" / name).as_uri()
     try:
         return str(mlflow.create_experiment(name, artifact_location=location))
     except MlflowException:

@@ -147,9 +147,10 @@ def tag(name: str, version: int, told: Mapping[str, str]) -> None:
 
 
 def describe(name: str, version: int, text: str) -> None:
-    """Writes the description that a person reads."""
+    """Writes the description that a person reads, unless it is there already."""
     mlflow = client()
-    patiently(lambda: mlflow.update_model_version(name, str(version), text))
+    if _found(name, version).description != text:
+        patiently(lambda: mlflow.update_model_version(name, str(version), text))
 
 
 def exists(name: str, version: int) -> bool:

@@ -1,6 +1,10 @@
 """Models of a few bytes in a real registry."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ from configs.schema import FinetuneConfig
 from tasks.data.folders import sha256
 from tasks.refs import ModelRef, PreparedRef
 from tasks.registry import runs, versions
+from tests.registry import backends
 
 NAME = "shapes"
 
@@ -45,3 +50,62 @@ def logged(var: Path, prepared: PreparedRef) -> Callable[[str], ModelRef]:
             return versions.log_model(run_id, folder, name=NAME, digest=digest)
 
     return log
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """The tracking URI of MLflow on a backend, started when first asked for."""
+    started: dict[str, str] = {}
+    folder = tmp_path_factory.mktemp("backends")
+
+    with ExitStack() as running:
+
+        def start(kind: str) -> str:
+            if kind == "sqlite":
+                return f"sqlite:///{folder / 'direct.db'}"
+            if kind == "postgresql":
+                return running.enter_context(backends.postgres())
+            store = uri("postgresql") if "postgresql" in kind else f"sqlite:///{folder / 'own.db'}"
+            return running.enter_context(backends.mlflow_server(store, folder / kind[:6]))
+
+        def uri(kind: str) -> str:
+            if kind not in started:
+                started[kind] = start(kind)
+            return started[kind]
+
+        yield uri
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        "server on sqlite",
+        *(
+            pytest.param(
+                kind,
+                marks=pytest.mark.skipif(
+                    backends.postgres_programs() is None and os.environ.get("CI") != "true",
+                    reason="no PostgreSQL here: apt-get install postgresql",
+                ),
+            )
+            for kind in ("postgresql", "server on postgresql")
+        ),
+    ]
+)
+def backend(
+    request: pytest.FixtureRequest,
+    stores: Callable[[str], str],
+    var: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
+    """The tracking URI of a real backend, where `runs.client` looks."""
+    uri = stores(request.param)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[ProcessPoolExecutor]:
+    """Four processes, which have MLflow imported."""
+    with ProcessPoolExecutor(4, get_context("spawn"), backends.import_mlflow) as pool:
+        yield pool
