@@ -5,7 +5,7 @@ from prefect import task
 from configs.settings import settings
 from tasks.artifacts import publish, table
 from tasks.refs import BentoRef, VersionRef
-from tasks.registry import history, lineage, versions
+from tasks.registry import card, history, lineage, versions
 
 
 @task
@@ -41,6 +41,8 @@ def promote(
         "service": settings().service_url or "follows the alias when it runs",
     }
     publish("promote", table(rows), "The new champion")
+    for concerned in filter(None, (over, version)):
+        publish("model-card", card.write(concerned), f"The card of {concerned}")
 
 
 @task

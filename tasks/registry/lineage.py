@@ -18,12 +18,13 @@ from tasks.refs import EvaluationRef, ModelRef, PreparedRef, Verdict, VersionRef
 from tasks.registry import runs, versions
 
 # What a description tells of the tags, and how it calls them.
-_LINEAGE = {
+LABELS = {
     "reason": "trained because",
     "parent_champion": "champion at that time",
-    "run": "MLflow run, with the model card, the config, the evaluation and the checks",
+    "run": "MLflow run, with the config, the evaluation and the checks",
     "dataset_digest": "dataset",
     "dataset_dvc_md5": "DVC md5",
+    "dataset_splits": "images",
     "config_digest": "config digest",
     "git_commit": "commit",
 }
@@ -40,11 +41,13 @@ def record(config: Config, model: ModelRef, data: PreparedRef, scores: Evaluatio
         # Made where the data was validated, which may have been another machine.
         if (found := Path(data.report).with_name(name)).exists():
             mlflow.log_artifact(model.run_id, str(found), "dataset")
-    corpus = _corpus(scores.path)
-    runs.log_metrics(
-        model.run_id,
-        {f"{name}_{metric}": v for name, found in corpus.items() for metric, v in found.items()},
-    )
+    figures: dict[str, float] = {}
+    for name, part in Evaluation.load(scores.path).slices.items():
+        figures |= {f"{name}_{metric}": value for metric, value in part.corpus.items()}
+        for metric, bounds in part.intervals.items():
+            figures[f"{name}_{metric}_low"] = bounds.low
+            figures[f"{name}_{metric}_high"] = bounds.high
+    runs.log_metrics(model.run_id, figures)
 
 
 def tags(
@@ -62,6 +65,7 @@ def tags(
         "config_digest": hashlib.sha256(config_yaml(config).encode()).hexdigest(),
         "dataset_digest": data.digest,
         "dataset_dvc_md5": data.dvc_md5,
+        "dataset_splits": ", ".join(f"{name} {n}" for name, n in data.split_sizes.items()),
         "git_commit": runs.git_commit(),
         "evaluation": scores.digest,
         "parent_champion": str(champion.version) if champion else "none",
@@ -74,7 +78,7 @@ def record_verdict(
     """Writes the verdict and its figures on the version."""
     figures = {name: comparison.figures() for name, comparison in comparisons.items()}
     text = json.dumps(figures, indent=2)
-    runs.client().log_text(version.model.run_id, text, _comparisons_file(version))
+    runs.client().log_text(version.model.run_id, text, comparisons_file(version))
     _decide(version, verdict)
 
 
@@ -100,7 +104,8 @@ def describe(name: str, version: int) -> None:
     first, *others = tags.get("reasons", "not judged yet").splitlines()
     lines = [f"{tags['verdict']}: {first}" if "verdict" in tags else first, ""]
     others += tags.get("champion_periods", "").splitlines()
-    others += [f"{label}: {tags[key]}" for key, label in _LINEAGE.items() if key in tags]
+    others += [f"{label}: {tags[key]}" for key, label in LABELS.items() if key in tags]
+    others.append(f"model card: card/v{version}.md of the run")
     lines += [f"- {line}" for line in others]
     versions.describe(name, version, "\n".join(lines)[:_MAX_DESCRIPTION])
 
@@ -140,7 +145,7 @@ def scores(version: VersionRef) -> dict[str, dict[str, float]]:
 def comparisons(version: VersionRef) -> dict[str, dict[str, float]]:
     """By slice, the figures that the gate compared `version` by (`Comparison.figures`)."""
     with tempfile.TemporaryDirectory() as folder:
-        file = _comparisons_file(version)
+        file = comparisons_file(version)
         path = Path(runs.client().download_artifacts(version.model.run_id, file, folder))
         found: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
     return found
@@ -180,5 +185,9 @@ def _corpus(folder: Path) -> dict[str, dict[str, float]]:
     return {name: s.corpus for name, s in Evaluation.load(folder).slices.items()}
 
 
-def _comparisons_file(version: VersionRef) -> str:
+def card_file(version: VersionRef) -> str:
+    return f"card/v{version.version}.md"
+
+
+def comparisons_file(version: VersionRef) -> str:
     return f"gate/v{version.version}.json"

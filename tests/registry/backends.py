@@ -112,6 +112,7 @@ def die_after(writes: int, var: str, work, *arguments: object) -> None:
     from sqlalchemy.orm import Session
 
     os.environ["CAPTIONLOOP_VAR"] = var
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
     done = 0
 
     def flushed(session, _) -> None:
@@ -126,3 +127,6 @@ def die_after(writes: int, var: str, work, *arguments: object) -> None:
     event.listen(Session, "after_flush", flushed)
     event.listen(Session, "after_commit", committed)
     work(*arguments)
+    from configs.settings import settings
+    import mlflow
+

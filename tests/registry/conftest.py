@@ -7,11 +7,14 @@ from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.schema import FinetuneConfig
 from tasks.data.folders import sha256
-from tasks.refs import ModelRef, PreparedRef
+from tasks.drift import reference
+from tasks.metrics.evaluation import Evaluation, SliceEvaluation
+from tasks.refs import EvaluationRef, ModelRef, PreparedRef
 from tasks.registry import runs, versions
 from tests.registry import backends
 
@@ -21,8 +24,9 @@ NAME = "shapes"
 @pytest.fixture
 def prepared(tmp_path: Path) -> PreparedRef:
     """A dataset that is nowhere; only the report of its checks is there."""
-    for name in ("report.html", "report.json", "quarantine.jsonl"):
+    for name in ("report.html", "quarantine.jsonl"):
         (tmp_path / name).write_text(f"all is well: {name}")
+    (tmp_path / "report.json").write_text('{"summary": {"read": {"images": 3}}}')
     return PreparedRef(
         uri="nowhere",
         digest="d" * 64,
@@ -50,6 +54,27 @@ def logged(var: Path, prepared: PreparedRef) -> Callable[[str], ModelRef]:
             return versions.log_model(run_id, folder, name=NAME, digest=digest)
 
     return log
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    said = ["a red circle", "two blue squares", "a star"]
+    part = SliceEvaluation.of(
+        ["a", "b", "c"], said, [["a red circle"], ["blue squares"], ["a dog"]], [-1.0, -2.0, -3.0]
+    )
+    return Evaluation(slices={"test": part})
+
+
+@pytest.fixture
+def evaluated(var, evaluation) -> EvaluationRef:
+    folder = var / "evaluations" / evaluation.digest
+    evaluation.save(folder)
+    rows = np.zeros(3)
+    reference.save(
+        folder, reference.Reference(["a", "b", "c"], np.eye(3, dtype=np.float32), rows, rows)
+    )
+    cider = {"test": evaluation.slices["test"].corpus["cider"]}
+    return EvaluationRef(uri=str(folder), digest=evaluation.digest, cider=cider)
 
 
 @pytest.fixture(scope="session")

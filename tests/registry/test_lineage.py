@@ -11,9 +11,9 @@ import yaml
 from configs.loader import load
 from configs.settings import ROOT
 from tasks.drift import reference
-from tasks.metrics.evaluation import Evaluation, SliceEvaluation
+from tasks.metrics.evaluation import Evaluation
 from tasks.metrics.gate import compare
-from tasks.refs import EvaluationRef, Verdict
+from tasks.refs import Verdict
 from tasks.registry import lineage, runs, versions
 
 
@@ -23,31 +23,10 @@ def config():
 
 
 @pytest.fixture
-def evaluation() -> Evaluation:
-    said = ["a red circle", "two blue squares", "a star"]
-    part = SliceEvaluation.of(
-        ["a", "b", "c"], said, [["a red circle"], ["blue squares"], ["a dog"]], [-1.0, -2.0, -3.0]
-    )
-    return Evaluation(slices={"test": part})
-
-
-@pytest.fixture
-def scores(var, evaluation) -> EvaluationRef:
-    folder = var / "evaluations" / evaluation.digest
-    evaluation.save(folder)
-    rows = np.zeros(3)
-    reference.save(
-        folder, reference.Reference(["a", "b", "c"], np.eye(3, dtype=np.float32), rows, rows)
-    )
-    cider = {"test": evaluation.slices["test"].corpus["cider"]}
-    return EvaluationRef(uri=str(folder), digest=evaluation.digest, cider=cider)
-
-
-@pytest.fixture
-def version(config, logged, prepared, scores):
+def version(config, logged, prepared, evaluated):
     model = logged("weights")
-    lineage.record(config, model, prepared, scores)
-    told = lineage.tags(config, model, prepared, scores, None, "by hand")
+    lineage.record(config, model, prepared, evaluated)
+    told = lineage.tags(config, model, prepared, evaluated, None, "by hand")
     return versions.register("shapes", model, told)
 
 
@@ -72,19 +51,19 @@ def test_the_run_holds_what_the_checks_told_of_the_dataset(version, prepared):
     assert Path(page).read_text() == Path(prepared.report).read_text()
 
 
-def test_a_version_says_what_it_was_made_of(config, version, prepared, scores):
+def test_a_version_says_what_it_was_made_of(config, version, prepared, evaluated):
     tags = runs.client().get_model_version("shapes", "1").tags
     expected = {
         "reason": "by hand",
         "dataset_digest": prepared.digest,
         "dataset_dvc_md5": prepared.dvc_md5,
         "git_commit": runs.git_commit(),
-        "evaluation": scores.digest,
+        "evaluation": evaluated.digest,
         "parent_champion": "none",
         "digest": version.model.digest,
     }
     assert expected.items() <= tags.items()
-    again = lineage.tags(config, version.model, prepared, scores, version, "drift")
+    again = lineage.tags(config, version.model, prepared, evaluated, version, "drift")
     assert (again["parent_champion"], again["reason"]) == ("1", "drift")
     assert lineage.labels(version) == {
         "model_name": "shapes",
@@ -122,11 +101,11 @@ def test_the_bento_is_known_once_the_version_was_promoted(version):
     assert lineage.bento(version) == "captioner:abc"
 
 
-def test_the_evaluation_is_found_here_or_fetched_when_it_is_gone(version, scores, evaluation):
-    assert lineage.evaluation_folder(version) == scores.path
-    shutil.rmtree(scores.path)
+def test_the_evaluation_is_found_here_or_fetched_when_it_is_gone(version, evaluated, evaluation):
+    assert lineage.evaluation_folder(version) == evaluated.path
+    shutil.rmtree(evaluated.path)
     fetched = lineage.evaluation_folder(version)
-    assert fetched == scores.path
+    assert fetched == evaluated.path
     assert Evaluation.load(fetched).digest == evaluation.digest
     np.testing.assert_array_equal(reference.load(fetched).embeddings, np.eye(3))
 
