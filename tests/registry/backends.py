@@ -127,6 +127,3 @@ def die_after(writes: int, var: str, work, *arguments: object) -> None:
     event.listen(Session, "after_flush", flushed)
     event.listen(Session, "after_commit", committed)
     work(*arguments)
-    from configs.settings import settings
-    import mlflow
-
