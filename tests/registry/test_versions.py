@@ -142,3 +142,4 @@ def test_two_trainings_share_the_experiment_whose_artifacts_lie_in_var(logged, v
     assert first.info.experiment_id == second.info.experiment_id
     assert first.info.artifact_uri.startswith((var / "mlflow" / "artifacts" / NAME).as_uri())
     assert runs.link(first.info.run_id) == first.info.run_id
+    assert runs.link(first.info.run_id, "gallery/alone.html") == "gallery/alone.html"

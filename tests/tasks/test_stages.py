@@ -36,7 +36,7 @@ from tasks.data.prepared import PreparedDataset
 from tasks.data.scenes import scene
 from tasks.evaluate import evaluate_champion
 from tasks.refs import EvaluationRef, PreparedRef, VersionRef
-from tasks.registry import history, lineage, versions
+from tasks.registry import history, lineage, runs, versions
 
 DEADLINE_SECONDS = 30
 CACHED_STAGES = ("ingest", "validate", "prepare", "finetune", "evaluate")
@@ -168,6 +168,12 @@ def test_every_stage_leaves_something_to_look_at(first):
             assert part in first.artifacts[key], (key, part)
     for key in ("finetune-progress", "evaluate-progress"):
         assert float(first.artifacts[key]) == 100.0
+
+
+def test_the_gallery_s_page_lies_with_the_model_s_run(first, tmp_path):
+    run_id = versions.by_number("shapes", 1).model.run_id
+    path = runs.client().download_artifacts(run_id, "gallery/alone.html", str(tmp_path))
+    assert "There is no champion to compare it with." in Path(path).read_text(encoding="utf-8")
 
 
 def test_the_registered_version_tells_the_verdict(first):
