@@ -44,7 +44,8 @@ def _serve_champion(stack: Stack) -> str | None:
     if champion is None:
         return None
     tag = lineage.bento(champion)
-    assert tag is not None  # only what was packaged is ever promoted
+    if tag is None:  # the alias was set by hand
+        raise StackError(f"{champion} has no Bento: promote one by the training flow")
     stack.start_service(tag)
     return f"v{champion.version}"
 

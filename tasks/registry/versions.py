@@ -15,6 +15,7 @@ from tasks.registry.runs import client, patiently
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
+_PICKLED = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 
 
@@ -22,8 +23,17 @@ class NoSuchVersion(ValueError):
     """The registry has no such model, version or alias."""
 
 
+class UnsafeWeights(ValueError):
+    """A model folder with files that run code where they are loaded."""
+
+
 def log_model(run_id: str, folder: Path, *, name: str, digest: str) -> ModelRef:
-    """Stores a model folder with its run as an MLflow LoggedModel."""
+    """Stores a model folder with its run as an MLflow LoggedModel. Raises: UnsafeWeights."""
+    if unsafe := sorted(p.name for p in folder.rglob("*") if p.suffix in _PICKLED):
+        raise UnsafeWeights(
+            f"{folder}: {', '.join(unsafe)}: only safetensors go into the registry; save the "
+            "weights with safe_serialization"
+        )
     mlflow = client()
     experiment = mlflow.get_run(run_id).info.experiment_id
     logged = mlflow.create_logged_model(

@@ -8,7 +8,7 @@ import pytest
 from configs.schema import FinetuneConfig, ModelConfig
 from tasks.refs import ModelRef
 from tasks.registry import history, runs, versions
-from tasks.registry.versions import CHALLENGER, CHAMPION, NoSuchVersion
+from tasks.registry.versions import CHALLENGER, CHAMPION, NoSuchVersion, UnsafeWeights
 
 NAME = "shapes"
 
@@ -51,6 +51,14 @@ def test_to_register_again_takes_up_the_same_unless_it_was_rejected_or_champion(
     assert versions.register(NAME, other, lineage).version == 5
     history.promote(first, over=None, why="approved", by="ann")
     assert versions.register(NAME, model, lineage).version == 6
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "deep/optimizer.pt"])
+def test_weights_that_run_code_where_they_are_loaded_are_not_taken(var, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("pickled")
+    with pytest.raises(UnsafeWeights, match="only safetensors"):
+        versions.log_model("no run", tmp_path, name=NAME, digest="d")
 
 
 def test_a_version_that_others_registered_is_refused_with_the_way_out(var):
