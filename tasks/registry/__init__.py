@@ -1,2 +1,3 @@
 """The MLflow registry: `runs.py` for experiments, runs and what they carry, `versions.py` for
-registered versions, the aliases `champion`, `challenger`, `previous`, and their files."""
+registered versions, their aliases and files, `history.py` for who was champion when and why,
+`lineage.py` for what explains a version, `card.py` for its model card."""
