@@ -2,17 +2,19 @@
 all run this one, so what is measured is what is served."""
 
 import json
+import logging
+import math
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bentos.captioner.decoding import prompt_tokens
-from bentos.captioner.families.family import Family
+from bentos.captioner.families.family import Family, Hypothesis
 from bentos.captioner.families.registry import UnknownFamily, family_of
 from bentos.captioner.generation import Generation
 from bentos.captioner.images import normalize
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 CARD_FILE = "captionloop.json"
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _LOADING = threading.Lock()
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
@@ -34,13 +39,21 @@ class WrongImageSize(ValueError):
     """Pixels of another size than the model was made for."""
 
 
+class TooManyTokens(ValueError):
+    """A prompt and new tokens for which the model has no positions."""
+
+
 @dataclass(frozen=True)
 class Caption:
-    """A caption; `log_probability` sums over its `num_tokens` tokens, the end included."""
+    """A caption; `log_probability` sums over its `num_tokens` tokens, the end included.
+
+    Where several were asked for, `alternatives` are all of them, the best first: this one.
+    """
 
     text: str
     log_probability: float
     num_tokens: int
+    alternatives: "tuple[Caption, ...]" = ()
 
 
 class Engine:
@@ -67,8 +80,9 @@ class Engine:
     def load(cls, folder: Path, *, device: str = "auto") -> "Engine":
         """Load a folder in Hugging Face layout, safetensors only; `auto`: a GPU if there is one.
 
-        CAPTIONLOOP_THREADS (else torch's choice: the physical cores) is set for the whole process.
-        Raises BadModelFolder for what is wrong with the folder, not for a failing disk or memory.
+        CAPTIONLOOP_THREADS (else the physical cores that this container may use) is set for the
+        whole process. Raises BadModelFolder for what is wrong with the folder, not for a failing
+        disk or memory.
         """
         import torch
 
@@ -81,14 +95,18 @@ class Engine:
             raise BadModelFolder(
                 f"{folder} needs a preprocessor_config.json with image_mean and image_std."
             )
-        if threads := int(os.environ.get("CAPTIONLOOP_THREADS", 0)):
-            torch.set_num_threads(threads)
+        torch.set_num_threads(_threads(torch.get_num_threads()))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         family = _family(folder)
         model, tokenizer = _load_parts(folder, family)
+        model = model.to(device).eval()
+        logger.info(
+            "%s captions on %s in %s with %d CPU threads",
+            *(folder, device, str(model.dtype).removeprefix("torch."), torch.get_num_threads()),
+        )
         return cls(
-            model.to(device).eval(),
+            model,
             tokenizer,
             family=family,
             mean=preprocessor["image_mean"],
@@ -112,20 +130,37 @@ class Engine:
         """Captions and embeddings of the same images by one pass of the vision tower.
 
         An embedding (float32 [n, d]) is the mean patch token of the tower's last hidden state.
+        Raises WrongImageSize or TooManyTokens.
         """
         import torch
 
-        prompt = prompt_tokens(self._tokenizer, generation.prompt)
+        prompt = self._prompt(generation)
         with torch.inference_mode():
             states = self._see(pixels)
-            tokens, log_probabilities = self._family.decode(self._model, states, generation, prompt)
+            found = self._family.decode(self._model, states, generation, prompt)
             embeddings = self._family.embed(states).float().cpu().numpy()
-        texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [self._caption(hypotheses) for hypotheses in found], embeddings
+
+    def _caption(self, hypotheses: list[Hypothesis]) -> Caption:
+        """The best of them, the others beside it."""
+        texts = self._tokenizer.batch_decode(
+            [one.tokens for one in hypotheses], skip_special_tokens=True
+        )
         captions = [
-            Caption(text.strip(), log_probability, len(ids))
-            for text, log_probability, ids in zip(texts, log_probabilities, tokens, strict=True)
+            Caption(text.strip(), one.log_probability, len(one.tokens))
+            for text, one in zip(texts, hypotheses, strict=True)
         ]
-        return captions, embeddings
+        return replace(captions[0], alternatives=tuple(captions)) if captions[1:] else captions[0]
+
+    def _prompt(self, generation: Generation) -> list[int]:
+        prompt = prompt_tokens(self._tokenizer, generation.prompt)
+        room = self._family.max_positions(self._model) - len(prompt)  # the last token needs none
+        if generation.max_new_tokens > room:
+            raise TooManyTokens(
+                f"max_new_tokens is {generation.max_new_tokens}, but after a prompt of "
+                f"{len(prompt)} tokens this model has room for {room}: ask for fewer."
+            )
+        return prompt
 
     def _see(self, pixels: np.ndarray) -> "torch.Tensor":
         size = self.image_size
@@ -145,6 +180,20 @@ def image_size_of(folder: Path) -> int:
     Raises BadModelFolder.
     """
     return _family(folder).image_size(_config(folder))
+
+
+def _threads(cores: int) -> int:
+    """CAPTIONLOOP_THREADS, else as many of `cores` as the container's CPU quota pays for.
+
+    Torch counts the machine's cores: more threads than the quota are stopped in the middle of each
+    step, and the others wait for them.
+    """
+    if threads := int(os.environ.get("CAPTIONLOOP_THREADS", 0)):
+        return threads
+    if not _CPU_QUOTA.is_file():
+        return cores
+    quota, period = _CPU_QUOTA.read_text().split()  # of control groups, version 2
+    return cores if quota == "max" else min(cores, math.ceil(int(quota) / int(period)))
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bentos.captioner import engine as engine_module
 from bentos.captioner.engine import BadModelFolder, Engine, WrongImageSize, image_size_of
 from bentos.captioner.generation import Generation
 from bentos.captioner.images import normalize, to_pixels
@@ -135,3 +136,29 @@ def test_the_machines_trouble_is_not_blamed_on_the_folder(tiny_blip, monkeypatch
     monkeypatch.setattr(BlipForConditionalGeneration, "from_pretrained", fail)
     with pytest.raises((OSError, RuntimeError), match=r"Input/output|allocate"):
         Engine.load(tiny_blip)
+
+
+@pytest.mark.parametrize(
+    ("quota", "threads"), [("max 100000", 8), ("150000 100000", 2), ("6400000 100000", 8)]
+)
+def test_threads_are_the_cores_that_the_container_may_use(
+    tmp_path, monkeypatch, quota, threads
+) -> None:
+    monkeypatch.delenv("CAPTIONLOOP_THREADS", raising=False)
+    monkeypatch.setattr(engine_module, "_CPU_QUOTA", tmp_path / "cpu.max")
+    assert engine_module._threads(8) == 8
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert engine_module._threads(8) == threads
+    monkeypatch.setenv("CAPTIONLOOP_THREADS", "5")
+    assert engine_module._threads(8) == 5
+
+
+def test_what_it_runs_on_is_told_once_at_load(tiny_blip, pixels, caplog) -> None:
+    import torch
+
+    with caplog.at_level("INFO", logger="bentos.captioner.engine"):
+        Engine.load(tiny_blip, device="cpu").caption(pixels, Generation(2))
+    threads = torch.get_num_threads()
+    assert [record.message for record in caplog.records] == [
+        f"{tiny_blip} captions on cpu in float32 with {threads} CPU threads"
+    ]

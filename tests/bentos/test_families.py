@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 
 from bentos.captioner.decoding import prompt_tokens
-from bentos.captioner.engine import BadModelFolder, Engine, image_size_of
-from bentos.captioner.families.family import BadTokenIds, Family
+from bentos.captioner.engine import BadModelFolder, Engine, TooManyTokens, image_size_of
+from bentos.captioner.families.family import BadTokenIds, Family, Hypothesis
 from bentos.captioner.families.registry import UnknownFamily, family_of
-from bentos.captioner.generation import Generation
+from bentos.captioner.generation import BadGeneration, Generation
 from bentos.captioner.images import normalize
 
 SIZE = 24
@@ -73,12 +74,16 @@ def starts(loaded: Loaded, count: int, prompt: list[int]) -> Any:
     return torch.tensor([[loaded.family.token_ids(loaded.model).start, *prompt]] * count)
 
 
-def decoded(loaded: Loaded, values: Any, generation: Generation, prompt: list[int]) -> Any:
+def decoded(
+    loaded: Loaded, values: Any, generation: Generation, prompt: list[int]
+) -> list[Hypothesis]:
+    """The best caption of each image."""
     import torch
 
     with torch.inference_mode():
         states = loaded.family.see(loaded.model, values)
-        return loaded.family.decode(loaded.model, states, generation, prompt)
+        found = loaded.family.decode(loaded.model, states, generation, prompt)
+    return [hypotheses[0] for hypotheses in found]
 
 
 @pytest.mark.parametrize("prompt", [[], [20, 30]])
@@ -94,8 +99,8 @@ def test_a_caption_is_the_chain_of_the_likeliest_text_logits(loaded, values, pro
         ids = torch.cat([ids, best.indices[:, None]], dim=1)
     chain = ids[:, 1 + len(prompt) :].tolist()
     end = loaded.family.token_ids(loaded.model).end
-    tokens, sums = decoded(loaded, values, Generation(LENGTH), prompt)
-    for said, by_hand, sum_, all_of_it in zip(tokens, chain, sums, total.tolist(), strict=True):
+    found = decoded(loaded, values, Generation(LENGTH), prompt)
+    for (said, sum_), by_hand, all_of_it in zip(found, chain, total.tolist(), strict=True):
         assert said == by_hand[: len(said)]
         if len(said) == LENGTH:
             assert sum_ == pytest.approx(all_of_it, abs=1e-4)
@@ -133,29 +138,32 @@ def test_padding_changes_nothing_of_what_stands_before_it(loaded, values) -> Non
 def test_each_image_is_said_on_its_own(loaded, values) -> None:
     generation = Generation(LENGTH, num_beams=3)
     together = decoded(loaded, values, generation, [])
-    alone = [decoded(loaded, values[i : i + 1], generation, []) for i in range(len(values))]
-    assert together.tokens == [one.tokens[0] for one in alone]
-    sums = [one.log_probabilities[0] for one in alone]
-    assert together.log_probabilities == pytest.approx(sums, abs=1e-3)
-    assert len({tuple(tokens) for tokens in together.tokens}) > 1
+    for i, (tokens, log_probability) in enumerate(together):
+        alone = decoded(loaded, values[i : i + 1], generation, [])[0]
+        assert tokens == alone.tokens
+        assert log_probability == pytest.approx(alone.log_probability, abs=1e-3)
+    assert len({tuple(one.tokens) for one in together}) > 1
 
 
 def test_beams_find_what_is_at_least_as_likely_and_are_scored_by_the_model(loaded, values) -> None:
     import torch
 
-    tokens, sums = decoded(loaded, values, Generation(4, num_beams=4), [])
+    found = decoded(loaded, values, Generation(4, num_beams=4), [])
     start = loaded.family.token_ids(loaded.model).start
-    for i, (said, total) in enumerate(zip(tokens, sums, strict=True)):
+    for i, (said, total) in enumerate(found):
         ids = torch.tensor([[start, *said]])
         steps = logits_of(loaded, values[i : i + 1], ids)[0, :-1].log_softmax(-1)
         expected = steps.gather(1, ids[0, 1:, None]).sum().item()
         assert total == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_tower_is_run_once_for_captions_and_embeddings(loaded, pixels, monkeypatch) -> None:
+def test_the_tower_is_run_once_for_captions_and_embeddings(loaded, pixels) -> None:
+    from torch.nn import Conv2d
+
     passes = []
     vision = loaded.family.vision(loaded.engine._model)
-    hook = vision.register_forward_hook(lambda *_: passes.append(1))
+    first = next(part for part in vision.modules() if isinstance(part, Conv2d))
+    hook = first.register_forward_hook(lambda *_: passes.append(1))
     captions, embeddings = loaded.engine.run(pixels, Generation(LENGTH, num_beams=2))
     hook.remove()
     assert passes == [1]
@@ -180,11 +188,12 @@ def test_a_prompt_is_heeded_but_neither_said_nor_scored(loaded, pixels, values) 
     ids = prompt_tokens(engine._tokenizer, prompt)
     assert len(ids) >= 2
     captions = engine.caption(pixels, Generation(LENGTH, prompt=prompt))
-    tokens, sums = decoded(loaded, values, Generation(LENGTH), ids)
+    found = decoded(loaded, values, Generation(LENGTH), ids)
     assert [c.text for c in captions] == engine._tokenizer.batch_decode(
-        tokens, skip_special_tokens=True
+        [one.tokens for one in found], skip_special_tokens=True
     )
-    assert [c.num_tokens for c in captions] == [len(said) for said in tokens]
+    assert [c.num_tokens for c in captions] == [len(one.tokens) for one in found]
+    sums = [one.log_probability for one in found]
     assert [c.log_probability for c in captions] == pytest.approx(sums, abs=1e-4)
     assert captions != engine.caption(pixels, Generation(LENGTH))
 
@@ -216,6 +225,40 @@ def test_no_caption_is_shorter_than_asked(loaded, pixels, num_beams, prompt) -> 
             bias.copy_(before)
     assert {caption.num_tokens for caption in short} == {1}
     assert {caption.num_tokens for caption in long} == {5}
+
+
+@pytest.mark.parametrize("num_captions", [2, 4])
+def test_the_best_of_the_beam_come_beside_the_caption(loaded, pixels, num_captions) -> None:
+    engine = loaded.engine
+    alone = engine.caption(pixels, Generation(LENGTH, num_beams=4))
+    assert {caption.alternatives for caption in alone} == {()}
+    asked = Generation(LENGTH, num_beams=4, num_captions=num_captions)
+    for one, caption in zip(alone, engine.caption(pixels, asked), strict=True):
+        assert caption.text == one.text
+        assert caption.alternatives[0] == replace(caption, alternatives=())
+        assert len(caption.alternatives) == num_captions
+        assert {other.alternatives for other in caption.alternatives} == {()}
+        averages = [other.log_probability / other.num_tokens for other in caption.alternatives]
+        assert averages == sorted(averages, reverse=True)
+
+
+@pytest.mark.parametrize(("num_beams", "num_captions"), [(1, 2), (3, 4), (3, 0), (0, 1)])
+def test_more_captions_than_beams_are_refused_with_both_numbers(num_beams, num_captions) -> None:
+    with pytest.raises(
+        BadGeneration, match=f"num_captions is {num_captions}, but num_beams is {num_beams}"
+    ):
+        Generation(LENGTH, num_beams=num_beams, num_captions=num_captions)
+
+
+@pytest.mark.parametrize("prompt", ["", "a large"])
+def test_the_last_position_is_used_and_none_after_it_is_asked_for(loaded, pixels, prompt) -> None:
+    engine = loaded.engine
+    longest = loaded.family.max_positions(loaded.model)
+    longest -= len(prompt_tokens(engine._tokenizer, prompt))
+    fits = Generation(longest, min_new_tokens=longest, prompt=prompt)
+    assert {caption.num_tokens for caption in engine.caption(pixels, fits)} == {longest}
+    with pytest.raises(TooManyTokens, match=f"has room for {longest}: ask for fewer"):
+        engine.caption(pixels, Generation(longest + 1, prompt=prompt))
 
 
 def test_the_image_size_is_told_by_the_config_even_if_it_leaves_out_the_default(loaded) -> None:
@@ -289,6 +332,6 @@ def test_an_older_card_means_no_prompt_and_no_least_length(said) -> None:
 
 
 def test_a_generation_travels_by_the_card() -> None:
-    generation = Generation(9, num_beams=2, min_new_tokens=3, prompt="there is")
+    generation = Generation(9, num_beams=2, min_new_tokens=3, prompt="there is", num_captions=2)
     card = json.loads(json.dumps({"generation": generation.to_card()}))
     assert Generation.from_card(card) == generation

@@ -3,15 +3,16 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bentos.captioner.decoding import search
+from bentos.captioner.families.blip_decoder import BlipDecoder
 from bentos.captioner.families.family import (
-    Decoded,
+    Hypothesis,
     TokenIds,
     image_size_in,
     load_pretrained,
     mean_patch,
     named_token_ids,
 )
+from bentos.captioner.search import search
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,19 @@ class Blip:
         return model.vision_model
 
     def see(self, model: Any, pixel_values: "torch.Tensor") -> "torch.Tensor":
-        return model.vision_model(pixel_values=pixel_values).last_hidden_state
+        """What the tower's own `forward` does, but it attends eagerly."""
+        from torch.nn.functional import scaled_dot_product_attention
+
+        tower = model.vision_model
+        hidden = tower.embeddings(pixel_values)
+        for layer in tower.encoder.layers:
+            attention = layer.self_attn
+            mixed = attention.qkv(layer.layer_norm1(hidden))
+            heads = mixed.unflatten(-1, (3, attention.num_heads, attention.head_dim))
+            context = scaled_dot_product_attention(*heads.permute(2, 0, 3, 1, 4))
+            hidden = hidden + attention.projection(context.transpose(1, 2).flatten(2))
+            hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+        return tower.post_layernorm(hidden)
 
     def embed(self, states: "torch.Tensor") -> "torch.Tensor":
         return mean_patch(states)
@@ -67,11 +80,7 @@ class Blip:
 
     def decode(
         self, model: Any, states: "torch.Tensor", generation: "Generation", prompt: list[int]
-    ) -> Decoded:
-        """The search of `model.generate`, which would run the vision tower a second time for us."""
-        import torch
-
-        seen = torch.ones(states.shape[:-1], dtype=torch.long, device=states.device)
-        tokens = self.token_ids(model)
-        inputs = {"encoder_hidden_states": states, "encoder_attention_mask": seen}
-        return search(model.text_decoder, inputs, tokens, generation, prompt)
+    ) -> list[list[Hypothesis]]:
+        steps = generation.num_beams * (generation.max_new_tokens - 1)  # the last is not heard
+        decoder = BlipDecoder(model.text_decoder, states, slots=1 + len(prompt) + steps)
+        return search(decoder, self.token_ids(model), generation, prompt)

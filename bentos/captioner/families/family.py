@@ -21,11 +21,11 @@ class BadTokenIds(ValueError):
     """A model's config names a start, end or padding that is no token of its."""
 
 
-class Decoded(NamedTuple):
-    """Tokens of each caption, its end too if it came, and the sum of their log-probabilities."""
+class Hypothesis(NamedTuple):
+    """A caption's tokens, its end too if it came, and the sum of their log-probabilities."""
 
-    tokens: list[list[int]]
-    log_probabilities: list[float]
+    tokens: list[int]
+    log_probability: float
 
 
 class Family(Protocol):
@@ -66,8 +66,8 @@ class Family(Protocol):
 
     def decode(
         self, model: Any, states: "torch.Tensor", generation: "Generation", prompt: list[int]
-    ) -> Decoded:
-        """A caption of each image, its tokens without the start and the `prompt` given here."""
+    ) -> list[list[Hypothesis]]:
+        """`num_captions` captions of each image, the best first, without start and `prompt`."""
 
 
 def load_pretrained(

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bentos.captioner.decoding import search
+from bentos.captioner.decoding import generate
 from bentos.captioner.families.family import (
-    Decoded,
+    Hypothesis,
     TokenIds,
     image_size_in,
     load_pretrained,
@@ -60,11 +60,11 @@ class Git:
 
     def decode(
         self, model: Any, states: "torch.Tensor", generation: "Generation", prompt: list[int]
-    ) -> Decoded:
+    ) -> list[list[Hypothesis]]:
         # GIT takes four dimensions for one image each, and repeats them for its beams.
         with _already_seen(model):
             inputs = {"pixel_values": states[:, None]}
-            return search(model, inputs, self.token_ids(model), generation, prompt)
+            return generate(model, inputs, self.token_ids(model), generation, prompt)
 
 
 @contextmanager
