@@ -32,6 +32,8 @@ SERVICE_PACKAGES = (
     "fastapi",
     "mlflow-skinny",
     "numpy",
+    "onnx",
+    "onnxruntime",
     "pillow",
     "prometheus-client",
     "python-multipart",

@@ -101,6 +101,8 @@ class Engine:
         family = _family(folder)
         model, tokenizer = _load_parts(folder, family)
         model = model.to(device).eval()
+        if device == "cpu":
+            family = family.on_cpu(model)
         logger.info(
             "%s captions on %s in %s with %d CPU threads",
             *(folder, device, str(model.dtype).removeprefix("torch."), torch.get_num_threads()),

@@ -1,4 +1,4 @@
-"""Our own decoding says what `model.generate` of transformers says, token for token."""
+"""Our own decoding, by torch and by ONNX Runtime, says what `model.generate` says."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from bentos.captioner.families.blip import Blip
 from bentos.captioner.families.blip_decoder import BlipDecoder
-from bentos.captioner.families.family import Hypothesis
+from bentos.captioner.families.blip_onnx import OnnxBlip
+from bentos.captioner.families.family import Family, Hypothesis
 from bentos.captioner.generation import Generation
 from bentos.captioner.search import search
 
@@ -100,14 +101,18 @@ def model_of(shape: Shape, seed: int, end: float) -> Any:
     return model
 
 
-def ours(model: Any, values: Any, generation: Generation, prompt: list[int]) -> Any:
+def ours(
+    family: Family, model: Any, values: Any, generation: Generation, prompt: list[int]
+) -> list[list[Hypothesis]]:
     import torch
 
     with torch.inference_mode():
-        return Blip().decode(model, Blip().see(model, values), generation, prompt)
+        return family.decode(model, family.see(model, values), generation, prompt)
 
 
-def theirs(model: Any, values: Any, generation: Generation, prompt: list[int]) -> Any:
+def theirs(
+    model: Any, values: Any, generation: Generation, prompt: list[int]
+) -> list[list[Hypothesis]]:
     """The captions of `model.generate`, which drops the last token that it is given."""
     import torch
 
@@ -148,22 +153,25 @@ def counts() -> dict[str, int]:
 def told() -> Iterator[None]:
     yield
     print("\ncompared with model.generate:", counts())
+    assert counts()["rounded otherwise"] <= counts()["captions"] / 1000
 
 
 @pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
-@settings(max_examples=150, deadline=None)
-@given(asked())
-def test_captions_are_those_of_model_generate_token_for_token(one: Asked) -> None:
+@pytest.mark.parametrize("onnx", [False, True])
+@settings(max_examples=100, deadline=None)
+@given(one=asked())
+def test_captions_are_those_of_model_generate_token_for_token(onnx: bool, one: Asked) -> None:
     """All captions of the beam, and their log-probabilities. Where the two round differently and a
     near tie is decided otherwise, they must agree in float64."""
     import torch
 
     model = model_of(one.shape, one.seed, one.end)
+    family = OnnxBlip(model) if onnx else Blip()
     values = torch.randn(one.images, 3, SIDE, SIDE)
     generation = Generation(
         one.max_new_tokens, one.num_beams, one.min_new_tokens, num_captions=one.num_beams
     )
-    said = ours(model, values, generation, one.prompt)
+    said = ours(family, model, values, generation, one.prompt)
     expected = theirs(model, values, generation, one.prompt)
     for mine, other in zip(said, expected, strict=True):
         for hypothesis, reference in zip(mine, other, strict=True):
@@ -176,7 +184,7 @@ def test_captions_are_those_of_model_generate_token_for_token(one: Asked) -> Non
                 counts()["rounded otherwise"] += 1
     if tokens_of(said) != tokens_of(expected):
         model, values = model.double(), values.double()
-        exact = ours(model, values, generation, one.prompt)
+        exact = ours(Blip(), model, values, generation, one.prompt)
         assert tokens_of(exact) == tokens_of(theirs(model, values, generation, one.prompt))
 
 
@@ -221,7 +229,28 @@ def test_half_precision_decodes_too(num_beams, whole) -> None:
     if whole:
         model, values = model.to(torch.bfloat16), values.to(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=not whole):
-        found = ours(model, values, Generation(6, num_beams), [])
+        found = ours(Blip(), model, values, Generation(6, num_beams), [])
     for [caption] in found:
         assert 1 <= len(caption.tokens) <= 6
         assert caption.log_probability < 0
+
+
+def test_a_loaded_blip_runs_on_onnx_on_a_cpu_and_one_with_other_activations_on_torch() -> None:
+    model = model_of(SHAPES[0], seed=1, end=0.0)
+    assert type(Blip().on_cpu(model)) is OnnxBlip
+    model.config.text_config.hidden_act = "relu"
+    assert type(Blip().on_cpu(model)) is Blip
+
+
+def test_onnx_sees_what_torch_sees() -> None:
+    import torch
+
+    for shape in SHAPES:
+        model = model_of(shape, seed=1, end=0.0)
+        values = torch.randn(3, 3, SIDE, SIDE)
+        with torch.inference_mode():
+            expected = model.vision_model(pixel_values=values).last_hidden_state
+            for family in (Blip(), OnnxBlip(model)):
+                torch.testing.assert_close(
+                    family.see(model, values), expected, atol=1e-4, rtol=1e-4
+                )
