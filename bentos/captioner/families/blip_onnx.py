@@ -277,6 +277,6 @@ def _text(text: Any) -> Any:
     hidden = graph.add("Gelu", graph.linear(head.transform.dense, hidden))
     hidden = graph.linear(head.decoder, graph.norm(head.transform.LayerNorm, hidden))
     shape = graph.add(
-        "Concat", graph.add("Shape", tokens), graph.shape(text.config.vocab_size), axis=0
+        "Concat", graph.add("Shape", tokens), graph.shape(head.decoder.out_features), axis=0
     )
     return graph.session([graph.add("Reshape", hidden, shape), *said])
