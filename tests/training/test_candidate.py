@@ -70,6 +70,7 @@ def test_the_card_says_how_the_model_is_to_be_run(trained):
                 "max_new_tokens": limits.max_new_tokens,
                 "min_new_tokens": limits.min_new_tokens,
                 "num_beams": limits.num_beams,
+                "num_captions": 1,
                 "prompt": PROMPT,
             },
         }
