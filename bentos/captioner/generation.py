@@ -25,6 +25,8 @@ class Generation:
     num_captions: int = 1
 
     def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise BadGeneration(f"max_new_tokens is {self.max_new_tokens}: ask for 1 or more.")
         if not 1 <= self.num_captions <= self.num_beams:
             raise BadGeneration(
                 f"num_captions is {self.num_captions}, but num_beams is {self.num_beams}: a search "

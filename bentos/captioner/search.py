@@ -112,7 +112,6 @@ def _beam(
         scores, chosen = (sums + ends * _NEVER).topk(width)
         open_, parents, token = (_take(state, chosen) for state in (longer, parents, token))
 
-        # No tensor goes to the host before this one: it says which images are done.
         going = (scores[:, 0] / length > ended_scores[:, -1]).tolist()
         over = [length == longest or not goes for goes in going]
         if any(over):

@@ -254,6 +254,11 @@ def test_more_captions_than_beams_are_refused_with_both_numbers(num_beams, num_c
         Generation(LENGTH, num_beams=num_beams, num_captions=num_captions)
 
 
+def test_a_caption_of_no_tokens_is_refused() -> None:
+    with pytest.raises(BadGeneration, match="max_new_tokens is 0: ask for 1 or more"):
+        Generation(0)
+
+
 @pytest.mark.parametrize("prompt", ["", "a large"])
 def test_the_last_position_is_used_and_none_after_it_is_asked_for(loaded, pixels, prompt) -> None:
     engine = loaded.engine
