@@ -72,6 +72,7 @@ def ask(challenger: VersionRef, verdict: Verdict, hours: float) -> Verdict:
         said = Answer(approve=False, name="nobody", comment=f"no answer within {hours:g} hours")
     decided = _with(verdict, said)
     lineage.record_answer(challenger, decided, said.comment)
+    get_run_logger().info("%s: %s", challenger, decided.reasons[0])
     publish("approval", f"{decided.reasons[0]}\n\n{asked}", f"{challenger} was decided on")
     return decided
 

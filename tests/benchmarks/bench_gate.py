@@ -1,4 +1,4 @@
-"""How often the gate errs: `python -m tests.benchmarks.bench_gate [EVALUATION EVALUATION]`.
+"""How often the gate errs: `python -m tests.benchmarks.bench_gate [--comparisons N] [EVAL EVAL]`.
 
 Thousands of comparisons go through `judge`. Their images are drawn from real per-image CIDErs, of
 people as models: one of an image's captions against the others, on Flickr8k's captions (where they
@@ -10,6 +10,7 @@ On the same draws, what others do: promotion where the mean is no lower (`>=`), 
 bootstrap, 95 % both sides, with the same margins (this gate's, once).
 """
 
+import argparse
 import functools
 import multiprocessing
 import os
@@ -33,8 +34,9 @@ from tests.benchmarks.bench_metrics import CAPTIONS, real_captions
 
 RESAMPLES = 2000  # fewer than by default, which costs power and no error
 SCENES = 4000
-COUNTS = {50: 1000, 100: 1000, 300: 1000, 1000: 300}  # comparisons by images
-MOST, OF_MOST = 5000, 100  # for the first pair alone
+COMPARISONS = 200  # a case: minutes in all; RESULTS.md has 1,000
+SHARES = {50: 1.0, 100: 1.0, 300: 1.0, 1000: 0.3}  # of them, by images
+MOST, OF_MOST = 5000, 0.1  # for the first pair alone
 ALL, SUBSETS = ("test", "current"), ("test", "current", "golden", "small", "people")
 TRUTHS = (EQUAL, WORSE, BETTER, NOT_WORSE) = (
     "equal",
@@ -202,14 +204,14 @@ def counted(case: Case) -> Count:
     return Count(gate, persons, at_least, by_percentile, effect, total)
 
 
-def cases() -> Iterator[Case]:
+def cases(comparisons: int) -> Iterator[Case]:
     first = next(iter(PAIRS))
     for pair in PAIRS:
-        for images, comparisons in COUNTS.items():
-            yield from of_each_truth(pair, ALL, images, comparisons)
-    yield from of_each_truth(first, ALL, MOST, OF_MOST)
-    yield from of_each_truth(first, ("test",), 300, COUNTS[300])
-    yield from of_each_truth(first, SUBSETS, 300, COUNTS[300])
+        for images, share in SHARES.items():
+            yield from of_each_truth(pair, ALL, images, round(share * comparisons))
+    yield from of_each_truth(first, ALL, MOST, round(OF_MOST * comparisons))
+    yield from of_each_truth(first, ("test",), 300, comparisons)
+    yield from of_each_truth(first, SUBSETS, 300, comparisons)
 
 
 def of_each_truth(
@@ -252,9 +254,13 @@ def load_pairs(folders: list[str]) -> None:
         PAIRS["two models"], MARGINS["two models"] = evaluated(folders), 0.4
 
 
-def main(folders: list[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How often the gate errs.")
+    parser.add_argument("--comparisons", type=int, default=COMPARISONS, help="(%(default)s) a case")
+    parser.add_argument("evaluations", nargs="*", help="folders of two models' evaluations")
+    asked = parser.parse_args()
     start = time.perf_counter()
-    load_pairs(folders)
+    load_pairs(asked.evaluations)
     print(
         "| scores of | slices × images | candidate's truth | difference | promoted by the gate "
         "| rate (95 %) | to a person | by `>=` | by percentile |"
@@ -262,7 +268,7 @@ def main(folders: list[str]) -> None:
     print("| --- " * 9 + "|")
     fork = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=fork) as pool:
-        every = list(cases())
+        every = list(cases(asked.comparisons))
         for case, count in zip(every, pool.map(counted, every), strict=True):
             if 2 * count.total > case.comparisons:  # else the gate seldom states what it detects
                 print(line(case, count), flush=True)
@@ -271,4 +277,4 @@ def main(folders: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
