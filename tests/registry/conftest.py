@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -80,23 +81,19 @@ def evaluated(var, evaluation) -> EvaluationRef:
 @pytest.fixture(scope="session")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
     """The tracking URI of MLflow on a backend, started when first asked for."""
-    started: dict[str, str] = {}
     folder = tmp_path_factory.mktemp("backends")
-
     with ExitStack() as running:
 
-        def start(kind: str) -> str:
-            if kind == "sqlite":
-                return f"sqlite:///{folder / 'direct.db'}"
-            if kind == "postgresql":
-                return running.enter_context(backends.postgres())
-            store = uri("postgresql") if "postgresql" in kind else f"sqlite:///{folder / 'own.db'}"
-            return running.enter_context(backends.mlflow_server(store, folder / kind[:6]))
-
+        @cache
         def uri(kind: str) -> str:
-            if kind not in started:
-                started[kind] = start(kind)
-            return started[kind]
+            store = kind.removeprefix("server on ")
+            if store == "postgresql":  # each time an empty one
+                found = running.enter_context(backends.postgres())
+            else:
+                found = f"sqlite:///{folder / kind.replace(' ', '-')}.db"
+            if store == kind:
+                return found
+            return running.enter_context(backends.mlflow_server(found, folder / store))
 
         yield uri
 
