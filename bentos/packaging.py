@@ -69,7 +69,12 @@ def build(model_folder: Path, *, labels: dict[str, str]) -> str:
         name="captioner",
         labels=labels,
         models=[{"tag": str(stored.tag), "alias": BAKED_MODEL}],
-        include=["bentos/__init__.py", "bentos/captioner/*.py", "bentos/captioner/families/*.py"],
+        include=[
+            "bentos/__init__.py",
+            "bentos/captioner/*.py",
+            "bentos/captioner/families/*.py",
+            "bentos/captioner/static/*",
+        ],
         # Locking would resolve anew and pin the NVIDIA packages; these pins are ours already.
         python={"packages": service_requirements(), "lock_packages": False},
         build_ctx=str(ROOT),
@@ -150,7 +155,8 @@ def smoke(tag: str, *, timeout_seconds: float) -> None:
         raise SmokeFailed(f"The model in {tag} has no golden pictures: nothing would be compared.")
     # Nothing but the baked model speaks. In a "container" a server whose worker can't start ends
     # at once, where else it would start it again and again until the time is up.
-    env = {name: "" for name in ("CAPTIONLOOP_TOKEN", "CAPTIONLOOP_CAPTURES", "CAPTIONLOOP_FOLLOW")}
+    silenced = ("TOKEN", "TOKENS", "TOKENS_FILE", "CAPTURES", "FOLLOW")
+    env = {f"CAPTIONLOOP_{name}": "" for name in silenced}
     env["BENTOML_CONTAINERIZED"] = "true"
     try:
         with serve(tag, port=free_port(), env=env, ready_seconds=timeout_seconds) as url:

@@ -1,16 +1,45 @@
-"""The HTTP API under /v1: caption a picture, correct a caption, ask which model answers."""
+"""The HTTP API under /v1: caption pictures, correct a caption, forget a picture, ask which model
+answers."""
 
 import asyncio
-from typing import Annotated, Any
+from collections.abc import Awaitable
+from http import HTTPStatus
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, FastAPI, File, Request, Response, UploadFile
-from pydantic import BaseModel, StringConstraints
+from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, Field, StringConstraints
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
-from bentos.captioner.guard import Guard
-from bentos.captioner.problems import add_problem_handlers
+from bentos.captioner import page
+from bentos.captioner.bodies import (
+    BadBody,
+    describe_image,
+    describe_images,
+    read_image,
+    read_images,
+)
+from bentos.captioner.guard import REQUEST_ID, Guard
+from bentos.captioner.models import MAX_BATCH
+from bentos.captioner.options import CaptionOptions
+from bentos.captioner.problems import (
+    EXPECTED,
+    MEDIA_TYPE,
+    Problem,
+    add_problem_handlers,
+    problem_of,
+)
 from bentos.captioner.runtime import Answer, Runtime
+from bentos.captioner.tokens import NamedToken, Scope
 
 CLIENT_GONE = 499
+METRICS = "/metrics"
+# What the guard answers whatever was asked.
+_ALWAYS = (401, 429, 503, 504)
+RequestId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Result = TypeVar("Result")
 
 
 class ModelName(BaseModel):
@@ -18,16 +47,33 @@ class ModelName(BaseModel):
     version: str
 
 
-class CaptionResponse(BaseModel):
-    request_id: str
+class ScoredCaption(BaseModel):
     caption: str
-    log_probability: float
+    log_probability: float = Field(description="Summed over the caption's tokens, its end too.")
+
+
+class CaptionResponse(ScoredCaption):
+    request_id: str
+    captions: list[ScoredCaption] = Field(
+        description="The `num_captions` best, the best one first."
+    )
     model: ModelName
-    timings: dict[str, float]
+    timings: dict[str, float] = Field(description="In seconds.")
+
+
+class Refused(BaseModel):
+    """What is said of a picture that could not be captioned."""
+
+    problem: Problem
+
+
+class CaptionsResponse(BaseModel):
+    request_id: str
+    results: list[CaptionResponse | Refused] = Field(description="In the order of the pictures.")
 
 
 class FeedbackRequest(BaseModel):
-    request_id: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    request_id: RequestId
     caption: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 
 
@@ -42,51 +88,135 @@ class ModelResponse(ModelName):
     card: dict[str, Any]
 
 
-def create_app() -> FastAPI:
-    """The API; it answers 503 until `app.state.runtime` is a Runtime."""
+def create_app(runtime: Runtime) -> FastAPI:
+    """The API and the page, over a runtime."""
     # FastAPI's documentation pages would load scripts from elsewhere: only openapi.json stays.
-    app = FastAPI(title="captioner", docs_url=None, redoc_url=None)
-    app.state.runtime = None
-    app.add_middleware(Guard)
+    app = FastAPI(title="captioner", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None)
+    app.state.runtime = runtime
+    app.include_router(_router(runtime))
+    app.include_router(page.router)
+    app.get(METRICS, include_in_schema=False)(metrics)
+    app.add_middleware(Guard, runtime=runtime, public={METRICS, *page.PATHS})
+    if runtime.settings.cors_origins:
+        app.add_middleware(  # outermost: a browser asks first, and without a token
+            CORSMiddleware,
+            allow_origins=runtime.settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=[REQUEST_ID, "Retry-After"],
+        )
     add_problem_handlers(app)
-    app.post("/caption", response_model=CaptionResponse)(caption)
-    app.post("/feedback", status_code=201)(feedback)
-    app.get("/model")(model)
+    app.add_exception_handler(ClientDisconnect, _nobody_is_there)
     return app
+
+
+def _router(runtime: Runtime) -> APIRouter:
+    asked = [Depends(HTTPBearer(auto_error=False))] if runtime.settings.asks_for_tokens else []
+    router = APIRouter(prefix="/v1", dependencies=asked)
+    body = (400, 403, 408, 413, 415, 422)
+    router.post(
+        "/caption",
+        response_model=CaptionResponse,
+        responses=_problems(*body),
+        openapi_extra=describe_image(runtime.settings),
+    )(caption)
+    router.post(
+        "/captions",
+        response_model=CaptionsResponse,
+        responses=_problems(*body),
+        openapi_extra=describe_images(runtime.settings),
+    )(captions)
+    router.post("/feedback", status_code=201, responses=_problems(400, 403, 404, 408, 413, 422))(
+        feedback
+    )
+    router.delete("/captures/{request_id}", status_code=204, responses=_problems(403, 404, 422))(
+        delete_capture
+    )
+    router.get("/model", responses=_problems())(model)
+    return router
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": content}
+        for status in sorted({*statuses, *_ALWAYS})
+    }
 
 
 def _runtime(request: Request) -> Runtime:
     return request.app.state.runtime
 
 
+class _Needs:
+    """Refuses a token that lacks a scope; without tokens everybody may do everything."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
+    def __call__(self, request: Request) -> None:
+        token: NamedToken | None = request.state.token
+        if token is not None and self._scope not in token.scopes:
+            challenge = f'Bearer error="insufficient_scope", scope="{self._scope}"'
+            raise HTTPException(
+                403,
+                f"The token {token.name!r} has no scope {self._scope!r}.",
+                {"WWW-Authenticate": challenge},
+            )
+
+
+InUse = Annotated[Runtime, Depends(_runtime)]
+
+
 async def caption(
-    request: Request,
-    runtime: Annotated[Runtime, Depends(_runtime)],
-    image: Annotated[UploadFile, File(description="A JPEG, PNG, WEBP or GIF.")],
+    request: Request, runtime: InUse, _: Annotated[None, Depends(_Needs("caption"))]
 ) -> Any:
     """Caption one picture."""
-    data = await image.read()
-    answer = await _unless_gone(request, asyncio.ensure_future(runtime.caption(data)))
-    if answer is None:
-        return Response(status_code=CLIENT_GONE)
-    return CaptionResponse(
-        request_id=answer.request_id,
-        caption=answer.caption.text,
-        log_probability=answer.caption.log_probability,
-        model=ModelName(name=answer.model.name, version=answer.model.version),
-        timings=answer.timings,
-    )
+    data, options = await read_image(request)
+    request_id = request.state.request_id
+    return await _unless_gone(request, _caption(runtime, data, options, request_id=request_id))
+
+
+async def captions(
+    request: Request, runtime: InUse, _: Annotated[None, Depends(_Needs("caption"))]
+) -> Any:
+    """Caption several pictures; each has a result or a problem of its own."""
+    pictures, options = await read_images(request, runtime.settings.max_images)
+    options.check(runtime.settings)
+    # No request takes more places than keep the engine busy.
+    share = asyncio.Semaphore(2 * MAX_BATCH)
+
+    async def each(picture: bytes | BadBody) -> CaptionResponse | Refused:
+        async with share:
+            try:
+                if isinstance(picture, BadBody):
+                    raise picture
+                return await _caption(runtime, picture, options)
+            except EXPECTED as error:
+                return Refused(problem=problem_of(error))
+
+    made = await _unless_gone(request, asyncio.gather(*map(each, pictures)))
+    return CaptionsResponse(request_id=request.state.request_id, results=made)
 
 
 async def feedback(
-    sent: FeedbackRequest, runtime: Annotated[Runtime, Depends(_runtime)]
+    sent: FeedbackRequest, runtime: InUse, _: Annotated[None, Depends(_Needs("feedback"))]
 ) -> FeedbackResponse:
     """Send the caption that a person would have written for an earlier request."""
     await runtime.feedback(sent.request_id, sent.caption)
     return FeedbackResponse(request_id=sent.request_id, stored=True)
 
 
-async def model(runtime: Annotated[Runtime, Depends(_runtime)]) -> ModelResponse:
+async def delete_capture(
+    request_id: Annotated[str, Path(min_length=1, max_length=64)],
+    runtime: InUse,
+    _: Annotated[None, Depends(_Needs("captures"))],
+) -> None:
+    """Forget a request: its record, its picture and its feedback."""
+    await runtime.delete_capture(request_id)
+
+
+async def model(runtime: InUse) -> ModelResponse:
     """The model that answers now, its card, and where it came from."""
     served = runtime.model
     return ModelResponse(
@@ -98,16 +228,57 @@ async def model(runtime: Annotated[Runtime, Depends(_runtime)]) -> ModelResponse
     )
 
 
-async def _unless_gone(request: Request, work: "asyncio.Future[Answer]") -> Answer | None:
-    """The work's result; if the client hangs up first, the work is cancelled and None returned."""
+def metrics(runtime: InUse) -> Response:
+    return Response(runtime.telemetry.exposition(), media_type="text/plain; version=0.0.4")
+
+
+async def _caption(
+    runtime: Runtime, data: bytes, options: CaptionOptions, *, request_id: str | None = None
+) -> CaptionResponse:
+    try:
+        answer = await runtime.caption(data, options, request_id=request_id)
+    except EXPECTED:
+        runtime.telemetry.images.labels("refused").inc()
+        raise
+    runtime.telemetry.images.labels("captioned").inc()
+    return _response(answer)
+
+
+def _response(answer: Answer) -> CaptionResponse:
+    best = answer.caption
+    return CaptionResponse(
+        request_id=answer.request_id,
+        caption=best.text,
+        log_probability=best.log_probability,
+        captions=[
+            ScoredCaption(caption=one.text, log_probability=one.log_probability)
+            for one in best.alternatives or (best,)
+        ],
+        model=ModelName(name=answer.model.name, version=answer.model.version),
+        timings=answer.timings,
+    )
+
+
+async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result:
+    """The work's result; if the client hangs up first, the work is cancelled.
+
+    Raises ClientDisconnect.
+    """
+    working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_hung_up(request))
-    either: set[asyncio.Future[Any]] = {work, gone}
+    either: set[asyncio.Future[Any]] = {working, gone}
     try:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if work.done() else None
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
     finally:
-        work.cancel()
+        working.cancel()
         gone.cancel()
+
+
+def _nobody_is_there(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)
 
 
 async def _hung_up(request: Request) -> None:

@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,18 +36,25 @@ class _Waiting(Generic[Item, Result]):
 class MicroBatcher(Generic[Item, Result]):
     """Runs items in batches of at most `max_batch` in one thread of its own.
 
-    An idle batcher starts a lone item at once; while it runs, others gather and go next. An item
-    whose caller was cancelled is dropped before it costs anything. Lives in one event loop.
+    An idle batcher starts a lone item at once; while it runs, others gather and go next: the one
+    that waits longest, and those of the same `key` behind it. An item whose caller was cancelled
+    is dropped before it costs anything. Lives in one event loop.
     """
 
     def __init__(
-        self, run: Callable[[list[Item]], list[Result]], *, max_batch: int = 8, max_places: int = 64
+        self,
+        run: Callable[[list[Item]], list[Result]],
+        *,
+        key: Callable[[Item], Hashable] = lambda _: None,
+        max_batch: int = 8,
+        max_places: int = 64,
     ) -> None:
         self._run = run
+        self._key = key
         self._max_batch = max_batch
         self._max_places = max_places
         self._places = 0
-        self._waiting: deque[_Waiting[Item, Result]] = deque()
+        self._waiting: list[_Waiting[Item, Result]] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._worker: asyncio.Task[None] | None = None
 
@@ -101,9 +107,9 @@ class MicroBatcher(Generic[Item, Result]):
         self._worker = None
 
     def _take(self) -> list[_Waiting[Item, Result]]:
-        batch: list[_Waiting[Item, Result]] = []
-        while self._waiting and len(batch) < self._max_batch:
-            one = self._waiting.popleft()
-            if not one.future.done():
-                batch.append(one)
+        waiting = [one for one in self._waiting if not one.future.done()]
+        key = self._key(waiting[0].item) if waiting else None
+        batch = [one for one in waiting if self._key(one.item) == key][: self._max_batch]
+        taken = {id(one) for one in batch}
+        self._waiting = [one for one in waiting if id(one) not in taken]
         return batch

@@ -87,6 +87,15 @@ class _Feedback:
     stored: "Future[None]"
 
 
+@dataclass(frozen=True)
+class _Deletion:
+    request_id: str
+    stored: "Future[None]"
+
+
+_Entry = CapturedRequest | _Feedback | _Deletion
+
+
 class CaptureStore:
     """The writing side: `put` never waits; one thread writes, in the order things came."""
 
@@ -100,7 +109,7 @@ class CaptureStore:
         with closing(_connect(self._path)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(_SCHEMA)
-        self._queue: queue.Queue[CapturedRequest | _Feedback | None] = queue.Queue(queue_size)
+        self._queue: queue.Queue[_Entry | None] = queue.Queue(queue_size)
         self._thread = threading.Thread(target=self._write_all, name="capture", daemon=True)
         self._thread.start()
 
@@ -118,17 +127,26 @@ class CaptureStore:
 
         Raises UnknownRequest, or CaptureUnavailable when the writer is behind or can't write.
         """
-        entry = _Feedback(request_id, caption, time.time(), Future())
-        try:
-            self._queue.put(entry, timeout=timeout_seconds)
-            entry.stored.result(timeout=timeout_seconds)
-        except (queue.Full, TimeoutError, sqlite3.Error) as error:
-            raise CaptureUnavailable("Feedback can't be stored now; send it again.") from error
+        self._settle(_Feedback(request_id, caption, time.time(), Future()), timeout_seconds)
+
+    def delete(self, request_id: str, *, timeout_seconds: float = 10.0) -> None:
+        """Remove a request with its picture and feedback; returns when they are gone from disk.
+
+        Raises UnknownRequest, or CaptureUnavailable when the writer is behind or can't write.
+        """
+        self._settle(_Deletion(request_id, Future()), timeout_seconds)
 
     def close(self) -> None:
         """Write what is queued and stop."""
         self._queue.put(None)
         self._thread.join()
+
+    def _settle(self, entry: _Feedback | _Deletion, timeout_seconds: float) -> None:
+        try:
+            self._queue.put(entry, timeout=timeout_seconds)
+            entry.stored.result(timeout=timeout_seconds)
+        except (queue.Full, TimeoutError, sqlite3.Error) as error:
+            raise CaptureUnavailable("Captures can't be changed now; send it again.") from error
 
     def _drop(self, count: int) -> None:
         self.dropped += count
@@ -138,13 +156,14 @@ class CaptureStore:
     def _write_all(self) -> None:
         with closing(_connect(self._path)) as connection:
             connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, too
             while True:
                 entries = self._take()
                 self._write(connection, [entry for entry in entries if entry is not None])
                 if None in entries:
                     return
 
-    def _take(self) -> list[CapturedRequest | _Feedback | None]:
+    def _take(self) -> list[_Entry | None]:
         """Wait for an entry, then take what else is there, so that a burst is one transaction."""
         entries = [self._queue.get()]
         while entries[-1] is not None and len(entries) < 64:
@@ -154,24 +173,22 @@ class CaptureStore:
                 break
         return entries
 
-    def _write(
-        self, connection: sqlite3.Connection, entries: list[CapturedRequest | _Feedback]
-    ) -> None:
-        unknown: list[_Feedback] = []
+    def _write(self, connection: sqlite3.Connection, entries: list[_Entry]) -> None:
+        waiting = [entry for entry in entries if not isinstance(entry, CapturedRequest)]
+        unknown: list[_Feedback | _Deletion] = []
         try:
             with connection:
                 for entry in entries:
                     if isinstance(entry, CapturedRequest):
                         _insert_request(connection, entry)
-                    elif not _insert_feedback(connection, entry):
+                    elif not _change(connection, entry):
                         unknown.append(entry)
         except sqlite3.Error as error:
             logger.exception("captures could not be written to %s", self._path)
-            self._drop(sum(isinstance(entry, CapturedRequest) for entry in entries))
-            waiting = [entry for entry in entries if isinstance(entry, _Feedback)]
-            _answer(entries, {entry.stored: error for entry in waiting})
+            self._drop(len(entries) - len(waiting))
+            _answer(waiting, {entry.stored: error for entry in waiting})
         else:
-            _answer(entries, {entry.stored: UnknownRequest(entry.request_id) for entry in unknown})
+            _answer(waiting, {entry.stored: UnknownRequest(entry.request_id) for entry in unknown})
 
 
 def read_window(folder: Path, *, model_version: str | None, limit: int) -> list[CapturedRequest]:
@@ -243,22 +260,25 @@ def _insert_request(connection: sqlite3.Connection, request: CapturedRequest) ->
     )
 
 
-def _insert_feedback(connection: sqlite3.Connection, entry: _Feedback) -> bool:
+def _change(connection: sqlite3.Connection, entry: _Feedback | _Deletion) -> bool:
     """False if no request has the id, which may stand earlier in the same transaction."""
-    cursor = connection.execute(
-        "INSERT INTO feedback (request_id, caption, time) "
-        "SELECT request_id, ?, ? FROM requests WHERE request_id = ?",
-        (entry.caption, entry.time, entry.request_id),
-    )
+    if isinstance(entry, _Deletion):
+        connection.execute("DELETE FROM feedback WHERE request_id = ?", (entry.request_id,))
+        cursor = connection.execute(
+            "DELETE FROM requests WHERE request_id = ?", (entry.request_id,)
+        )
+    else:
+        cursor = connection.execute(
+            "INSERT INTO feedback (request_id, caption, time) "
+            "SELECT request_id, ?, ? FROM requests WHERE request_id = ?",
+            (entry.caption, entry.time, entry.request_id),
+        )
     return cursor.rowcount == 1
 
 
-def _answer(
-    entries: list[CapturedRequest | _Feedback], errors: dict["Future[None]", Exception]
-) -> None:
-    for entry in entries:
-        if isinstance(entry, _Feedback):
-            if (error := errors.get(entry.stored)) is None:
-                entry.stored.set_result(None)
-            else:
-                entry.stored.set_exception(error)
+def _answer(waiting: list[_Feedback | _Deletion], errors: dict["Future[None]", Exception]) -> None:
+    for entry in waiting:
+        if (error := errors.get(entry.stored)) is None:
+            entry.stored.set_result(None)
+        else:
+            entry.stored.set_exception(error)

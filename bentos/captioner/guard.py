@@ -1,100 +1,184 @@
-"""What happens to every request before a route sees it: counted, let in or not, cut when too big.
+"""What happens to every request before a route sees it: named, logged, counted, let in or not, cut
+when too big or too slow.
 
 Plain ASGI, so that a body is refused while it arrives and a token is asked for before it is read.
 """
 
-import hmac
+import asyncio
+import json
+import logging
+import sys
 import time
+import uuid
+from collections.abc import Collection
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bentos.captioner.problems import RETRY_SECONDS, problem
+from bentos.captioner.problems import Problem, answer, problem
+from bentos.captioner.tokens import NamedToken, Tokens
 
 if TYPE_CHECKING:
     from bentos.captioner.runtime import Runtime
 
+access_log = logging.getLogger("captioner.access")
+REQUEST_ID = "X-Request-ID"
+# The client may still be sending: it is told that nobody listens any more.
+_CLOSING = {"Connection": "close"}
+
+
+class Entrance:
+    """Lets requests through to `app` once there is one; 503 before the start and after the end."""
+
+    app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        closed = answer(problem(503, "The model is not loaded yet."))
+        await (self.app or closed)(scope, receive, send)
+
 
 class Guard:
-    """Counts and times every answer; 503 before the start, 401 without the token, 413 too large."""
+    """Around the API: the limits, the tokens, the clock, the access log and the metrics."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, runtime: "Runtime", public: Collection[str]) -> None:
         self._app = app
+        self._settings = runtime.settings
+        self._telemetry = runtime.telemetry
+        self._public = public
+        self._in_progress = 0
+        self._tokens = Tokens.from_settings(
+            runtime.settings, on_reload_error=runtime.telemetry.token_reload_errors.inc
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        runtime: Runtime | None = scope["app"].state.runtime
-        if runtime is None:
-            answer = problem(
-                503, "The model is not loaded yet.", headers={"Retry-After": RETRY_SECONDS}
-            )
-            await answer(scope, receive, send)
-            return
-        await self._counted(runtime, scope, receive, send)
-
-    async def _counted(
-        self, runtime: "Runtime", scope: Scope, receive: Receive, send: Send
-    ) -> None:
         started = time.perf_counter()
+        state = scope.setdefault("state", {})
+        state.update(request_id=uuid.uuid4().hex, token=None)
         status = 500
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = state["request_id"]
+                headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
+        self._in_progress += 1
+        self._telemetry.in_progress.inc()
         try:
-            await self._guarded(runtime, scope, receive, noting)
+            await self._guarded(scope, receive, noting)
         finally:
-            # The route's template, so that no stranger can make up new label values.
-            route = getattr(scope.get("route"), "path", "other")
-            runtime.telemetry.requests.labels(route, str(status)).inc()
-            runtime.telemetry.latency.labels(route).observe(time.perf_counter() - started)
+            self._in_progress -= 1
+            self._telemetry.in_progress.dec()
+            self._note(scope, status, time.perf_counter() - started)
 
-    async def _guarded(
-        self, runtime: "Runtime", scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal, headers = self._refusal(scope)
+        if refusal is not None:
+            await answer(refusal, headers)(scope, receive, send)
+            return
+        body = _Body(receive, self._settings.max_body_bytes, whole=_has_none(scope))
+        try:
+            async with asyncio.timeout(self._seconds(body)) as clock:
+                body.on_end = lambda: clock.reschedule(
+                    asyncio.get_running_loop().time() + self._settings.answer_seconds
+                )
+                await self._app(scope, body.receive, send)
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            late, headers = self._late(body)
+            await answer(late, headers)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> tuple[Problem | None, dict[str, str]]:
+        """Why a request is not even read, by its head alone."""
         headers = Headers(scope=scope)
-        token, limit = runtime.settings.token, runtime.settings.max_body_bytes
-        if token is not None and not _carries(headers, token):
-            answer = problem(
-                401,
-                "Send the token: Authorization: Bearer …",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-            await answer(scope, receive, send)
-            return
+        if self._in_progress > self._settings.max_requests:
+            return problem(429, "Too many requests are in progress.", "busy"), _CLOSING
+        if self._tokens is not None and scope["path"] not in self._public:
+            token = self._tokens.find(headers.get("authorization", ""))
+            if token is None:
+                refused = problem(401, "Send a valid token: Authorization: Bearer …")
+                return refused, {"WWW-Authenticate": "Bearer"}
+            scope["state"]["token"] = token
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > limit:
-            await problem(413, _too_large(limit))(scope, receive, send)
-            return
-        await self._app(scope, _limited(receive, limit), send)
+        if length.isdecimal() and int(length) > self._settings.max_body_bytes:
+            return problem(413, _too_large(self._settings.max_body_bytes)), _CLOSING
+        return None, {}
+
+    def _seconds(self, body: "_Body") -> float:
+        return self._settings.answer_seconds if body.whole else self._settings.body_seconds
+
+    def _late(self, body: "_Body") -> tuple[Problem, dict[str, str]]:
+        seconds = self._seconds(body)
+        if body.whole:
+            return problem(504, f"There is no answer after {seconds:g} s.", "deadline"), {}
+        return problem(408, f"The body was not there after {seconds:g} s.", "slow-body"), _CLOSING
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        # The route's template, so that no stranger can make up new label values.
+        route = getattr(scope.get("route"), "path", "other")
+        self._telemetry.requests.labels(route, str(status)).inc()
+        self._telemetry.latency.labels(route).observe(seconds)
+        token: NamedToken | None = scope["state"]["token"]
+        access_log.info(
+            json.dumps(
+                {
+                    "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                    "request_id": scope["state"]["request_id"],
+                    "method": scope["method"],
+                    "route": route,
+                    "status": status,
+                    "seconds": round(seconds, 6),
+                    "token": token and token.name,
+                }
+            )
+        )
 
 
-def _carries(headers: Headers, token: str) -> bool:
-    given = headers.get("authorization", "").encode("latin-1")
-    return hmac.compare_digest(given, b"Bearer " + token.encode())
+class _Body:
+    """A request's body as it comes: cut at the limit, even if it has no length or a lying one."""
+
+    def __init__(self, receive: Receive, limit: int, *, whole: bool) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._received = 0
+        self.whole = whole
+        self.on_end = lambda: None
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        if self._received > self._limit:
+            raise HTTPException(413, _too_large(self._limit), _CLOSING)
+        if not self.whole and not message.get("more_body", False):
+            self.whole = True
+            self.on_end()
+        return message
+
+
+def log_access_to_stdout() -> None:
+    """One JSON object a line, and nothing around it."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    access_log.handlers = [handler]
+    access_log.setLevel(logging.INFO)
+    access_log.propagate = False
+
+
+def _has_none(scope: Scope) -> bool:
+    """Whether the head says that no body follows."""
+    headers = Headers(scope=scope)
+    return "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
 
 
 def _too_large(limit: int) -> str:
     return f"The body is larger than {limit} bytes."
-
-
-def _limited(receive: Receive, limit: int) -> Receive:
-    """`receive` that stops a body without a length, or a lying one, at the limit."""
-    received = 0
-
-    async def counting() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > limit:
-            raise HTTPException(413, _too_large(limit))
-        return message
-
-    return counting

@@ -11,8 +11,10 @@ import numpy as np
 from bentos.captioner.batching import MicroBatcher
 from bentos.captioner.capture import CapturedRequest, CaptureStore, UnknownRequest
 from bentos.captioner.engine import Caption
+from bentos.captioner.generation import Generation
 from bentos.captioner.images import open_image, orientation, render, to_pixels
 from bentos.captioner.models import MAX_BATCH, ServedModel
+from bentos.captioner.options import BadOptions, CaptionOptions
 from bentos.captioner.settings import ServiceSettings
 from bentos.captioner.telemetry import Telemetry
 
@@ -29,9 +31,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Job:
-    """A picture as it came, the upright size it has, and its pixels at one model's size."""
+    """A picture as it came, the upright size it has, its pixels at one model's size, and how it
+    is to be captioned."""
 
     data: bytes
+    options: CaptionOptions
     width: int
     height: int
     pixels: np.ndarray
@@ -52,14 +56,15 @@ class Runtime:
         model: ServedModel,
         settings: ServiceSettings,
         telemetry: Telemetry,
-        *,
-        max_places: int = 64,
     ) -> None:
         self.settings = settings
         self.telemetry = telemetry
         self._model = model
         self._batcher: MicroBatcher[_Job, _Seen] = MicroBatcher(
-            self._run, max_batch=MAX_BATCH, max_places=max_places
+            self._run,
+            key=lambda job: job.options,
+            max_batch=MAX_BATCH,
+            max_places=settings.max_queue,
         )
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
         self._captures: CaptureStore | None = None
@@ -80,28 +85,34 @@ class Runtime:
         self.telemetry.model_info.labels(model.name, model.version).set(1)
         self.telemetry.swaps.inc()
 
-    async def caption(self, data: bytes) -> Answer:
-        """Caption an encoded picture. Raises BadImage, or QueueFull when too much is in work."""
+    async def caption(
+        self, data: bytes, options: CaptionOptions, *, request_id: str | None = None
+    ) -> Answer:
+        """Caption an encoded picture.
+
+        Raises BadImage, BadOptions, or QueueFull when too much is in work.
+        """
+        options.check(self.settings)
         started = time.perf_counter()
         with self._batcher.place():
             loop = asyncio.get_running_loop()
             job = await loop.run_in_executor(
-                self._decoders, _prepare, data, self._model.engine.image_size
+                self._decoders, self._prepare, data, options, self._model.engine.image_size
             )
             decoded = time.perf_counter()
             done = await self._batcher.submit(job)
         self.telemetry.queue_wait.observe(done.queue_seconds)
         self.telemetry.batch_size.observe(done.batch_size)
-        seen = done.result
-        request_id = uuid.uuid4().hex
-        self._capture(request_id, job, seen)
+        self.telemetry.tokens.inc(done.result.caption.num_tokens)
+        request_id = request_id or uuid.uuid4().hex
+        self._capture(request_id, job, done.result)
         timings = {
             "decode_seconds": decoded - started,
             "queue_seconds": done.queue_seconds,
             "inference_seconds": done.run_seconds,
             "total_seconds": time.perf_counter() - started,
         }
-        return Answer(request_id, seen.caption, seen.model, timings)
+        return Answer(request_id, done.result.caption, done.result.model, timings)
 
     async def feedback(self, request_id: str, caption: str) -> None:
         """Store a correction. Raises UnknownRequest or CaptureUnavailable."""
@@ -109,6 +120,13 @@ class Runtime:
             raise UnknownRequest(request_id)
         await asyncio.to_thread(self._captures.feedback, request_id, caption)
         self.telemetry.feedback.inc()
+
+    async def delete_capture(self, request_id: str) -> None:
+        """Remove what was kept of a request. Raises UnknownRequest or CaptureUnavailable."""
+        if self._captures is None:
+            raise UnknownRequest(request_id)
+        await asyncio.to_thread(self._captures.delete, request_id)
+        self.telemetry.deletions.inc()
 
     async def close(self) -> None:
         """Answer what is queued, write what was captured, stop the threads."""
@@ -121,14 +139,26 @@ class Runtime:
         """One batch by one model, read once; runs in the engine's thread."""
         model = self._model
         size = model.engine.image_size
+        generation = _search(jobs[0].options, model)
         # A picture prepared just before a swap to a model of another size is decoded anew: what
         # was decoded for a smaller one has lost detail.
         pixels = [
-            job.pixels if job.pixels.shape[0] == size else _prepare(job.data, size).pixels
+            (
+                job if job.pixels.shape[0] == size else self._prepare(job.data, job.options, size)
+            ).pixels
             for job in jobs
         ]
-        captions, embeddings = model.engine.run(np.stack(pixels), model.generation)
+        captions, embeddings = model.engine.run(np.stack(pixels), generation)
         return [_Seen(*pair, model) for pair in zip(captions, embeddings, strict=True)]
+
+    def _prepare(self, data: bytes, options: CaptionOptions, size: int) -> _Job:
+        """Raises BadImage; whether it does never depends on `size`."""
+        sent = open_image(data, max_pixels=self.settings.max_pixels)
+        width, height = sent.size
+        pixels = to_pixels(render(sent, side=size), size)
+        if orientation(sent) >= 5:
+            width, height = height, width
+        return _Job(data, options, width, height, pixels)
 
     def _capture(self, request_id: str, job: _Job, seen: _Seen) -> None:
         if self._captures is None:
@@ -149,11 +179,14 @@ class Runtime:
         )
 
 
-def _prepare(data: bytes, size: int) -> _Job:
-    """Raises BadImage; whether it does never depends on `size`."""
-    sent = open_image(data)
-    width, height = sent.size
-    pixels = to_pixels(render(sent, side=size), size)
-    if orientation(sent) >= 5:
-        width, height = height, width
-    return _Job(data, width, height, pixels)
+def _search(options: CaptionOptions, model: ServedModel) -> Generation:
+    """The model's own search with the request's options over it. Raises BadOptions.
+
+    Runs in the engine's thread: tokenizers are not to be called by two at once.
+    """
+    generation = options.over(model.generation)
+    if options.prompt or options.max_new_tokens:
+        room = model.engine.room_after(generation.prompt)
+        if generation.max_new_tokens > room:
+            raise BadOptions(f"max_new_tokens: this model has room for {room} after this prompt.")
+    return generation

@@ -11,20 +11,26 @@ import bentoml
 
 from bentos.captioner.api import create_app
 from bentos.captioner.following import Follower
+from bentos.captioner.guard import Entrance, log_access_to_stdout
 from bentos.captioner.models import BAKED_MODEL, load_model
 from bentos.captioner.runtime import Runtime
 from bentos.captioner.settings import ServiceSettings
 from bentos.captioner.telemetry import Telemetry
 
-app = create_app()
+entrance = Entrance()
 
 
-@bentoml.asgi_app(app, path="/v1")
+@bentoml.asgi_app(entrance, path="/")
 @bentoml.service(
     name="captioner",
     workers=1,
     # BentoML's own default is every interface; `--host` still wins.
     http={"host": "127.0.0.1"},
+    # Our own deadlines stand before BentoML's, which knows no problem documents.
+    traffic={"timeout": 3600},
+    # BentoML's own metrics and log have a label or a line with the raw path, which has no bound.
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
     # Spinning OpenMP threads steal the cores from the decoders: 2 threads were 5 times slower.
     envs=[{"name": "OMP_WAIT_POLICY", "value": "PASSIVE"}],
 )
@@ -53,12 +59,13 @@ class Captioner:
                 self._runtime, settings.follow, every_seconds=settings.follow_seconds
             )
             self._following = asyncio.create_task(follower.run())
-        app.state.runtime = self._runtime
+        log_access_to_stdout()
+        entrance.app = create_app(self._runtime)
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
         """Stop following, answer what is queued, write what was captured."""
-        app.state.runtime = None
+        entrance.app = None
         if self._following is not None:
             self._following.cancel()
         if self._runtime is not None:

@@ -14,11 +14,35 @@ class ServiceSettings:
     """`CAPTIONLOOP_*` variables; an absent one switches its part off or leaves the default."""
 
     token: str | None = None
+    tokens_json: str | None = None
+    tokens_file: Path | None = None
+    cors_origins: tuple[str, ...] = ()
     captures: Path | None = None
     capture_images: bool = True
     follow: str | None = None
     follow_seconds: float = 2.0
     max_body_bytes: int = 10 * 1024 * 1024
+    max_pixels: int = 40_000_000
+    max_images: int = 32
+    max_new_tokens: int = 64
+    max_beams: int = 5
+    max_queue: int = 64
+    max_requests: int = 256
+    body_seconds: float = 20.0
+    answer_seconds: float = 30.0
+
+    @property
+    def asks_for_tokens(self) -> bool:
+        return any((self.token, self.tokens_json, self.tokens_file))
+
+    @property
+    def option_limits(self) -> dict[str, int]:
+        """The most that a request may say of each of its options."""
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "num_beams": self.max_beams,
+            "num_captions": self.max_beams,
+        }
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "ServiceSettings":
@@ -27,16 +51,35 @@ class ServiceSettings:
         follow = environment.get("CAPTIONLOOP_FOLLOW") or None
         if follow is not None and not environment.get("MLFLOW_TRACKING_URI"):
             raise BadSetting("CAPTIONLOOP_FOLLOW needs MLFLOW_TRACKING_URI: set it too.")
+        tokens_file = environment.get("CAPTIONLOOP_TOKENS_FILE")
         return cls(
             token=environment.get("CAPTIONLOOP_TOKEN") or None,
+            tokens_json=environment.get("CAPTIONLOOP_TOKENS") or None,
+            tokens_file=Path(tokens_file) if tokens_file else None,
+            cors_origins=_origins(environment, "CAPTIONLOOP_CORS_ORIGINS"),
             captures=Path(captures) if captures else None,
             capture_images=_flag(environment, "CAPTIONLOOP_CAPTURE_IMAGES", cls.capture_images),
             follow=follow,
             follow_seconds=_positive(environment, "CAPTIONLOOP_FOLLOW_SECONDS", cls.follow_seconds),
-            max_body_bytes=int(
-                _positive(environment, "CAPTIONLOOP_MAX_BODY_BYTES", cls.max_body_bytes)
-            ),
+            max_body_bytes=_count(environment, "CAPTIONLOOP_MAX_BODY_BYTES", cls.max_body_bytes),
+            max_pixels=_count(environment, "CAPTIONLOOP_MAX_PIXELS", cls.max_pixels),
+            max_images=_count(environment, "CAPTIONLOOP_MAX_IMAGES", cls.max_images),
+            max_new_tokens=_count(environment, "CAPTIONLOOP_MAX_NEW_TOKENS", cls.max_new_tokens),
+            max_beams=_count(environment, "CAPTIONLOOP_MAX_BEAMS", cls.max_beams),
+            max_queue=_count(environment, "CAPTIONLOOP_MAX_QUEUE", cls.max_queue),
+            max_requests=_count(environment, "CAPTIONLOOP_MAX_REQUESTS", cls.max_requests),
+            body_seconds=_positive(environment, "CAPTIONLOOP_BODY_SECONDS", cls.body_seconds),
+            answer_seconds=_positive(environment, "CAPTIONLOOP_ANSWER_SECONDS", cls.answer_seconds),
         )
+
+
+def _origins(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
+    origins = tuple(environment.get(name, "").replace(",", " ").split())
+    for origin in origins:
+        scheme, separator, host = origin.partition("://")
+        if scheme not in ("http", "https") or not separator or not host or "/" in host:
+            raise BadSetting(f"{name} must list origins such as https://app.example, not {origin}.")
+    return origins
 
 
 def _flag(environment: Mapping[str, str], name: str, default: bool) -> bool:
@@ -59,3 +102,10 @@ def _positive(environment: Mapping[str, str], name: str, default: float) -> floa
     if not 0 < number < float("inf"):
         raise BadSetting(f"{name} must be positive, not {value!r}.")
     return number
+
+
+def _count(environment: Mapping[str, str], name: str, default: int) -> int:
+    number = _positive(environment, name, default)
+    if number < 1 or number != int(number):
+        raise BadSetting(f"{name} must be a whole number from 1 on, not {environment[name]!r}.")
+    return int(number)

@@ -1,6 +1,7 @@
 """What the captioner counts. Made when the service starts, never at import: only then is the
 multi-process folder known in which prometheus_client keeps its values."""
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ class Telemetry:
     def __init__(self, registry: "CollectorRegistry | None" = None) -> None:
         from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
-        into = registry or REGISTRY
+        self._registry = into = registry or REGISTRY
         self.requests = Counter(
             "captioner_requests", "Requests answered.", ["route", "status"], registry=into
         )
@@ -58,3 +59,37 @@ class Telemetry:
             "captioner_capture_drops", "Captures lost because the writer was behind.", registry=into
         )
         self.feedback = Counter("captioner_feedback", "Corrections stored.", registry=into)
+        self.in_progress = Gauge(
+            "captioner_requests_in_progress",
+            "Requests that are not answered yet.",
+            multiprocess_mode="livesum",
+            registry=into,
+        )
+        self.images = Counter(
+            "captioner_images",
+            "Images received, by what became of them.",
+            ["outcome"],
+            registry=into,
+        )
+        self.tokens = Counter(
+            "captioner_generated_tokens", "Tokens of the captions answered.", registry=into
+        )
+        self.deletions = Counter(
+            "captioner_captures_deleted", "Captures deleted on request.", registry=into
+        )
+        self.token_reload_errors = Counter(
+            "captioner_token_reload_errors",
+            "Changed token files that could not be taken up.",
+            registry=into,
+        )
+
+    def exposition(self) -> bytes:
+        """All metrics of all workers, in Prometheus' text format."""
+        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        registry = self._registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)
+        return generate_latest(registry)

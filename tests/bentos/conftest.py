@@ -5,10 +5,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from bentos.captioner.models import ServedModel
 
 IMAGE_SIZE = 72
 WORDS = ["a", "an", "the", "red", "green", "blue", "circle", "square", "star", "above"]
@@ -98,3 +102,15 @@ def encoded(image: Image.Image, image_format: str = "PNG", **options: object) ->
 @pytest.fixture(scope="session")
 def encode() -> Callable[..., bytes]:
     return encoded
+
+
+@pytest.fixture(scope="session")
+def model(tiny_blip: Path) -> "ServedModel":
+    from bentos.captioner.models import load_model
+
+    return load_model(tiny_blip, source="test")
+
+
+@pytest.fixture(scope="session")
+def png(picture, encode) -> Callable[[int], bytes]:
+    return lambda seed: encode(picture(seed, 90, 60))

@@ -24,11 +24,13 @@ class Recorder:
         return [2 * item for item in items]
 
 
-def run(body: Callable[[MicroBatcher[int, int], Recorder], Coroutine], **limits: int) -> Recorder:
+def run(
+    body: Callable[[MicroBatcher[int, int], Recorder], Coroutine], **settings: object
+) -> Recorder:
     recorder = Recorder()
 
     async def main() -> None:
-        batcher: MicroBatcher[int, int] = MicroBatcher(recorder, **limits)
+        batcher: MicroBatcher[int, int] = MicroBatcher(recorder, **settings)
         await body(batcher, recorder)
         await batcher.close()
 
@@ -53,6 +55,20 @@ def test_a_lone_item_starts_at_once_and_what_queues_meanwhile_goes_together() ->
         assert all(done.queue_seconds >= 0 and done.run_seconds >= 0 for done in results)
 
     assert run(body).batches == [[0], list(range(1, 9)), [9, 10, 11]]
+
+
+def test_a_batch_shares_its_key_and_begins_with_the_item_that_waits_longest() -> None:
+    async def body(batcher: MicroBatcher[int, int], recorder: Recorder) -> None:
+        first = asyncio.ensure_future(batcher.submit(0))
+        await entered(recorder)
+        others = [asyncio.ensure_future(batcher.submit(number)) for number in range(1, 12)]
+        await asyncio.sleep(0)
+        recorder.go.release(6)
+        done = await asyncio.gather(first, *others)
+        assert [one.result for one in done] == [2 * number for number in range(12)]
+
+    recorder = run(body, key=lambda number: number % 3, max_batch=3)
+    assert recorder.batches == [[0], [1, 4, 7], [2, 5, 8], [3, 6, 9], [10], [11]]
 
 
 def test_cancelled_items_are_dropped_before_they_run() -> None:

@@ -123,3 +123,26 @@ def test_many_threads_lose_nothing(tmp_path) -> None:
         thread.join()
     store.close()
     assert len(read_feedback(tmp_path)) == 400
+
+
+def test_a_deleted_request_is_gone_with_its_picture_and_feedback(tmp_path) -> None:
+    store = CaptureStore(tmp_path)
+    for number in range(3):
+        store.put(request(number, image=b"picture-%d" % number))
+        store.feedback(f"{number:032x}", f"truth {number}")
+    store.delete(f"{1:032x}")
+    for change in (store.delete, lambda gone: store.feedback(gone, "late")):
+        with pytest.raises(UnknownRequest):
+            change(f"{1:032x}")
+    store.close()
+    kept = [one.caption for one in read_window(tmp_path, model_version=None, limit=9)]
+    assert kept == ["caption 2", "caption 0"]
+    assert [one.captions for one in read_feedback(tmp_path)] == [["truth 0"], ["truth 2"]]
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert connection.execute("SELECT count(*) FROM feedback").fetchone() == (2,)
+    connection.close()
+    left = (tmp_path / FILE_NAME).read_bytes()
+    assert b"picture-2" in left
+    assert b"picture-1" not in left
+    assert b"truth 1" not in left

@@ -17,6 +17,7 @@ from bentos.captioner.generation import Generation
 from bentos.captioner.golden import GoldenMismatch, check_golden, write_golden
 from bentos.captioner.images import to_pixels
 from bentos.captioner.models import load_model
+from bentos.captioner.options import CaptionOptions
 from bentos.captioner.runtime import Runtime
 from bentos.captioner.settings import BadSetting, ServiceSettings
 from bentos.captioner.telemetry import Telemetry
@@ -125,7 +126,7 @@ def test_requests_over_swaps_all_succeed_and_bad_versions_are_refused(
 
         async def client(seed: int) -> None:
             while not stop.is_set():
-                answer = await service.runtime.caption(encode(picture(seed)))
+                answer = await service.runtime.caption(encode(picture(seed)), CaptionOptions())
                 versions.append(answer.model.version)
 
         clients = [asyncio.ensure_future(client(seed)) for seed in range(4)]

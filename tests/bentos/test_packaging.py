@@ -76,9 +76,13 @@ def test_a_bento_ships_the_captioner_and_nothing_else(tag) -> None:
     import bentoml
 
     source = Path(bentoml.bentos.get(tag).path) / "src"
-    shipped = {str(path.relative_to(source)) for path in source.rglob("*.py")}
-    captioner = packaging.ROOT / "bentos" / "captioner"
-    expected = {str(path.relative_to(packaging.ROOT)) for path in captioner.rglob("*.py")}
+    kinds = {".py", ".html", ".css", ".js", ".svg"}
+
+    def files(folder: Path, root: Path) -> set[str]:
+        return {str(path.relative_to(root)) for path in folder.rglob("*") if path.suffix in kinds}
+
+    shipped = files(source, source)
+    expected = files(packaging.ROOT / "bentos" / "captioner", packaging.ROOT)
     assert shipped == expected | {"bentos/__init__.py"}
 
 
@@ -128,7 +132,7 @@ def _bad_input_is_refused(client: httpx.Client, encode: Callable, picture: Calla
     assert post(b"no picture") == 415
     assert post(encode(picture(0))[:90]) == 400
     assert post(b"x" * (11 << 20)) == 413
-    assert client.post("/v1/caption").status_code == 422
+    assert client.post("/v1/caption").status_code == 415
     assert client.get("/v1/caption").status_code == 405
     unknown = {"request_id": "0" * 32, "caption": "a"}
     assert client.post("/v1/feedback", json=unknown).status_code == 404
@@ -150,8 +154,8 @@ def _health_and_metrics(client: httpx.Client) -> None:
     assert client.get("/readyz").status_code == 200
     metrics = client.get("/metrics").text.splitlines()
     for line in (
-        'captioner_requests_total{route="/caption",status="200"} 43.0',
-        'captioner_requests_total{route="/caption",status="415"} 1.0',
+        'captioner_requests_total{route="/v1/caption",status="200"} 43.0',
+        'captioner_requests_total{route="/v1/caption",status="415"} 2.0',
         "captioner_batch_size_count 43.0",
         "captioner_feedback_total 5.0",
         "captioner_capture_drops_total 0.0",
