@@ -5,6 +5,7 @@ Plain ASGI, so that a body is refused while it arrives and a token is asked for 
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import sys
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 access_log = logging.getLogger("captioner.access")
 REQUEST_ID = "X-Request-ID"
+_DRAIN_SECONDS = 5.0
 # The client may still be sending: it is told that nobody listens any more.
 _CLOSING = {"Connection": "close"}
 
@@ -81,11 +83,12 @@ class Guard:
             self._note(scope, status, time.perf_counter() - started)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = _Body(scope, receive, self._settings.max_body_bytes)
         refusal, headers = self._refusal(scope)
         if refusal is not None:
+            await body.drain()
             await answer(refusal, headers)(scope, receive, send)
             return
-        body = _Body(receive, self._settings.max_body_bytes, whole=_has_none(scope))
         try:
             async with asyncio.timeout(self._seconds(body)) as clock:
                 body.on_end = lambda: clock.reschedule(
@@ -147,22 +150,37 @@ class Guard:
 class _Body:
     """A request's body as it comes: cut at the limit, even if it has no length or a lying one."""
 
-    def __init__(self, receive: Receive, limit: int, *, whole: bool) -> None:
+    def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
+        headers = Headers(scope=scope)
         self._receive = receive
         self._limit = limit
         self._received = 0
-        self.whole = whole
+        self._asks_first = "expect" in headers
+        self.whole = (
+            "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
+        )
         self.on_end = lambda: None
 
     async def receive(self) -> Message:
         message = await self._receive()
         self._received += len(message.get("body", b""))
-        if self._received > self._limit:
-            raise HTTPException(413, _too_large(self._limit), _CLOSING)
         if not self.whole and not message.get("more_body", False):
             self.whole = True
             self.on_end()
+        if self._received > self._limit:
+            await self.drain()
+            raise HTTPException(413, _too_large(self._limit), _CLOSING)
         return message
+
+    async def drain(self) -> None:
+        """Read on for a while and forget it: a client that is cut off while it sends sees a broken
+        connection instead of its answer. One that asks before it sends needs none of this."""
+        if self._asks_first:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while not self.whole:
+                    self.whole = not (await self._receive()).get("more_body", False)
 
 
 def log_access_to_stdout() -> None:
@@ -172,12 +190,6 @@ def log_access_to_stdout() -> None:
     access_log.handlers = [handler]
     access_log.setLevel(logging.INFO)
     access_log.propagate = False
-
-
-def _has_none(scope: Scope) -> bool:
-    """Whether the head says that no body follows."""
-    headers = Headers(scope=scope)
-    return "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
 
 
 def _too_large(limit: int) -> str:

@@ -17,6 +17,7 @@ from bentos.captioner.engine import Engine
 from bentos.captioner.generation import Generation
 from bentos.captioner.golden import read_golden, write_golden
 from bentos.captioner.images import decode, to_pixels
+from tests.bentos import hostile
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,27 @@ def _health_and_metrics(client: httpx.Client) -> None:
         'captioner_model_info{name="tiny-model",version="12"} 1.0',
     ):
         assert line in metrics
+
+
+@pytest.mark.e2e
+def test_hostile_requests_make_no_server_error_and_good_ones_are_still_answered(
+    tag, golden_folder, picture, tmp_path
+) -> None:
+    env = {"CAPTIONLOOP_CAPTURES": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    env["CAPTIONLOOP_BODY_SECONDS"] = "1"
+    golden = read_golden(golden_folder)[0]
+    with packaging.serve(tag, port=packaging.free_port(), env=env) as url:
+        outcome = hostile.run(
+            url,
+            hostile.requests(0, hostile.pictures(picture(0, 200, 150))),
+            400,
+            good=golden.path.read_bytes(),
+            caption=golden.caption,
+            pid=processes_of(url)[0].pid,
+        )
+    assert outcome.failures == []
+    statuses = {status for _, status in outcome.statuses}
+    assert statuses >= {200, 400, 404, 405, 408, 413, 415, 422}
 
 
 @pytest.mark.e2e

@@ -221,6 +221,7 @@ def test_the_token_is_asked_for_and_kept_in_this_tab_only(model, open_page, pict
 def test_everything_can_be_done_by_keyboard_and_has_a_name(model, open_page, pictures) -> None:
     with site(model) as url:
         page = open_page(url)
+        page.on("filechooser", lambda _: None)  # so that it is caught from the start
         page.keyboard.press("Tab")
         playwright.expect(page.locator("#files")).to_be_focused()
         with page.expect_file_chooser() as chooser:

@@ -128,8 +128,6 @@ function take(files) {
   byId("results-section").hidden = files.length === 0 && !byId("results").children.length;
   for (const file of files) {
     const card = makeCard(file.name || "pasted picture");
-    card.classList.add("waiting");
-    card.querySelector(".caption").textContent = "Looking…";
     card.querySelector(".retry").addEventListener("click", () => {
       showError(card, "");
       card.querySelector(".retry").hidden = true;
@@ -142,6 +140,8 @@ function take(files) {
 }
 
 function enqueue(card, file) {
+  card.classList.add("waiting");
+  card.querySelector(".caption").textContent = "Looking…";
   waiting.push([card, file]);
   while (running < AT_ONCE && waiting.length) work();
 }
@@ -175,6 +175,7 @@ async function describe(card, file) {
     if (!(error instanceof Refused)) throw error;
     if (error.status === 401) {
       held.push([card, file]);
+      card.querySelector(".caption").textContent = "Waiting for the token…";
       askForToken();
       return;
     }
@@ -258,6 +259,7 @@ function askForToken() {
   const form = byId("token-form");
   if (!form.hidden) return;
   if (sessionStorage.getItem(TOKEN)) {
+    byId("token-hint").className = "hint bad";
     byId("token-hint").textContent = "That token was not accepted; try another one.";
     say("That token was not accepted.");
   }
