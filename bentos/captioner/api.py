@@ -172,7 +172,7 @@ async def caption(
     request: Request, runtime: InUse, _: Annotated[None, Depends(_Needs("caption"))]
 ) -> Any:
     """Caption one picture."""
-    data, options = await read_image(request)
+    data, options = await read_image(request, runtime.settings)
     request_id = request.state.request_id
     return await _unless_gone(request, _caption(runtime, data, options, request_id=request_id))
 
@@ -181,8 +181,7 @@ async def captions(
     request: Request, runtime: InUse, _: Annotated[None, Depends(_Needs("caption"))]
 ) -> Any:
     """Caption several pictures; each has a result or a problem of its own."""
-    pictures, options = await read_images(request, runtime.settings.max_images)
-    options.check(runtime.settings)
+    pictures, options = await read_images(request, runtime.settings)
     # No request takes more places than keep the engine busy.
     share = asyncio.Semaphore(2 * MAX_BATCH)
 

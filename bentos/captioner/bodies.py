@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -40,37 +40,43 @@ class CaptionsBody(CaptionOptions):
     images: list[Base64] = Field(min_length=1)
 
 
-async def read_image(request: Request) -> tuple[bytes, CaptionOptions]:
+async def read_image(request: Request, settings: ServiceSettings) -> tuple[bytes, CaptionOptions]:
     """A request's picture, and its options from the query and the body, which wins.
 
-    Raises BadBody, RequestValidationError, or HTTPException 400 and 415.
+    Raises BadBody, BadOptions, RequestValidationError, or HTTPException 400 and 415.
     """
     query = _valid(request.query_params)
+    query.check(settings)
     match _content_type(request):
         case "multipart/form-data":
             images, options = await _multipart(request, "image", 1)
-            return images[0], _merged(query, options)
+            return images[0], _merged(query, options, settings)
         case "application/json":
             sent = await _json(request, CaptionBody)
-            return from_base64(sent.image), _merged(query, sent)
+            return from_base64(sent.image), _merged(query, sent, settings)
         case kind if kind.startswith("image/"):
             return await request.body(), query
     raise HTTPException(415, f"Send a picture as {MULTIPART}, {IMAGE} or {JSON} with base64.")
 
 
-async def read_images(request: Request, limit: int) -> tuple[list[bytes | BadBody], CaptionOptions]:
-    """A request's pictures, 1 to `limit`, as `read_image` reads one; one that is no base64 is told
-    in its place."""
+async def read_images(
+    request: Request, settings: ServiceSettings
+) -> tuple[list[bytes | BadBody], CaptionOptions]:
+    """A request's pictures, 1 to `max_images`, as `read_image` reads one; one that is no base64 is
+    told in its place."""
+    limit = settings.max_images
     query = _valid(request.query_params)
+    query.check(settings)
     match _content_type(request):
         case "multipart/form-data":
             images, options = await _multipart(request, "images", limit)
-            return list(images), _merged(query, options)
+            return list(images), _merged(query, options, settings)
         case "application/json":
             sent = await _json(request, CaptionsBody)
             if len(sent.images) > limit:
                 raise BadBody(f"images: at most {limit} in one request.")
-            return [_base64_or_error(text) for text in sent.images], _merged(query, sent)
+            options = _merged(query, sent, settings)
+            return [_base64_or_error(text) for text in sent.images], options
     raise HTTPException(415, f"Send pictures as {MULTIPART}, or {JSON} with base64.")
 
 
@@ -96,17 +102,27 @@ def _content_type(request: Request) -> str:
 async def _multipart(
     request: Request, field: str, limit: int
 ) -> tuple[list[bytes], CaptionOptions]:
-    async with request.form(
-        max_files=limit + 1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
-    ) as form:
+    form = await _form(request, limit)
+    try:
         files = form.getlist(field)
         others = {name: value for name, value in form.items() if name != field}
         if not 1 <= len(files) <= limit:
             raise BadBody(f"{field}: send {'one file' if limit == 1 else f'1 to {limit} files'}.")
         images = [await file.read() for file in files if isinstance(file, UploadFile)]
+    finally:
+        await form.close()
     if len(images) < len(files):
         raise BadBody(f"{field}: send it as a file, with a filename.")
     return images, _valid(others)
+
+
+async def _form(request: Request, limit: int) -> FormData:
+    try:
+        return await request.form(
+            max_files=limit + 1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+        )
+    except ValueError as error:  # of the charset it names: Starlette decodes by any of Python's
+        raise HTTPException(400, f"The form can't be read: {error}") from error
 
 
 async def _json(request: Request, kind: type[Body]) -> Body:
@@ -123,9 +139,14 @@ def _valid(values: Any) -> CaptionOptions:
         raise RequestValidationError(error.errors(include_input=False)) from error
 
 
-def _merged(query: CaptionOptions, body: CaptionOptions) -> CaptionOptions:
+def _merged(
+    query: CaptionOptions, body: CaptionOptions, settings: ServiceSettings
+) -> CaptionOptions:
+    body.check(settings)
     said = body.model_dump(exclude_unset=True, exclude={"image", "images"})
-    return CaptionOptions(**{**query.model_dump(exclude_unset=True), **said})
+    options = CaptionOptions(**{**query.model_dump(exclude_unset=True), **said})
+    options.check(settings)
+    return options
 
 
 def describe_image(settings: ServiceSettings) -> dict[str, Any]:

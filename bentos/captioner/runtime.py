@@ -92,7 +92,6 @@ class Runtime:
 
         Raises BadImage, BadOptions, or QueueFull when too much is in work.
         """
-        options.check(self.settings)
         started = time.perf_counter()
         with self._batcher.place():
             loop = asyncio.get_running_loop()

@@ -88,6 +88,9 @@ def report(outcome: hostile.Outcome, count: int, seconds: float) -> None:
         f"{max(memory):.0f} in all, {memory[-1]:.0f} at the end; the slowest good request took "
         f"{outcome.slowest_good_seconds:.2f} s"
     )
+    print(
+        "memory after each tenth:", " ".join(f"{size:.0f}" for size in memory[:: len(memory) // 10])
+    )
     for failure in outcome.failures[:20]:
         print(failure)
     if outcome.failures or max(memory) > 1.1 * warm:

@@ -1,11 +1,12 @@
 """The API over a real runtime in the test's own process, and an engine that can be held."""
 
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import httpx
 import numpy as np
+import uvicorn
 from prometheus_client import CollectorRegistry
 
 from bentos.captioner.api import create_app
@@ -41,6 +42,24 @@ async def served(model: ServedModel, **options: object) -> AsyncIterator[Served]
         service.registry = registry
         yield service
     await runtime.close()
+
+
+@contextmanager
+def site(model: ServedModel, **options: object) -> Iterator[str]:
+    """The same behind a socket; its URL."""
+    runtime = Runtime(model, ServiceSettings(**options), Telemetry(CollectorRegistry()))
+    config = uvicorn.Config(create_app(runtime), port=0, log_level="warning", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        threading.Event().wait(0.02)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def assert_problem(response: httpx.Response, status: int) -> None:

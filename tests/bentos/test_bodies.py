@@ -3,6 +3,7 @@
 import asyncio
 import base64
 
+import httpx
 import numpy as np
 import pytest
 
@@ -72,6 +73,9 @@ def test_options_beyond_the_limits_or_at_odds_are_refused(model, png) -> None:
                     response = await service.client.post("/caption", **sent)
                     assert_problem(response, 422)
                     assert next(iter(options)) in response.json()["detail"]
+            overruled = {"files": {"image": png(0)}, "data": {"num_captions": 1}}
+            overruled["params"] = {"num_captions": 4}
+            assert_problem(await service.client.post("/caption", **overruled), 422)
 
     asyncio.run(main())
 
@@ -151,6 +155,21 @@ def test_too_many_pixels_are_refused_with_413(model, png) -> None:
     async def main() -> None:
         async with served(model, max_pixels=90 * 60 - 1) as service:
             assert_problem(await service.caption(png(0)), 413)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("charset", ["punycode", "utf-16", "base64", "none", "a\0b"])
+def test_no_charset_of_a_form_makes_a_server_error(model, png, charset) -> None:
+    request = httpx.Request("POST", "http://test", files={"image": png(0)})
+    content_type = f"{request.headers['content-type']}; charset={charset}"
+
+    async def main() -> None:
+        async with served(model) as service:
+            response = await service.client.post(
+                "/caption", content=request.read(), headers={"content-type": content_type}
+            )
+            assert response.status_code in (200, 400, 422)
 
     asyncio.run(main())
 

@@ -4,46 +4,20 @@ import base64
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import uvicorn
-from prometheus_client import CollectorRegistry
+from playwright import sync_api as playwright
 
-from bentos.captioner.api import create_app
 from bentos.captioner.capture import read_feedback
-from bentos.captioner.models import ServedModel
-from bentos.captioner.runtime import Runtime
-from bentos.captioner.settings import ServiceSettings
-from bentos.captioner.telemetry import Telemetry
+from tests.bentos.serving import site
 
-playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
-# CI installs it (.ci/run): there a missing browser is a failure, not a skip.
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None and "CI" not in os.environ, reason="needs apt's chromium"
-)
-pytestmark = [pytest.mark.e2e, needs_browser]
-
-
-@contextmanager
-def site(model: ServedModel, **options: object) -> Iterator[str]:
-    runtime = Runtime(model, ServiceSettings(**options), Telemetry(CollectorRegistry()))
-    config = uvicorn.Config(create_app(runtime), port=0, log_level="warning", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        threading.Event().wait(0.02)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not here: apt install chromium"),
+]
 
 
 @pytest.fixture(scope="module")
