@@ -15,7 +15,7 @@ from bentos.captioner.guard import Entrance, log_access_to_stdout
 from bentos.captioner.models import BAKED_MODEL, load_model
 from bentos.captioner.runtime import Runtime
 from bentos.captioner.settings import ServiceSettings
-from bentos.captioner.telemetry import Telemetry
+from bentos.captioner.telemetry import Telemetry, forget_dead_workers
 
 entrance = Entrance()
 
@@ -53,6 +53,7 @@ class Captioner:
             name=stored.info.labels.get("model_name"),
             version=stored.info.labels.get("model_version"),
         )
+        forget_dead_workers()
         self._runtime = Runtime(model, settings, Telemetry())
         if settings.follow is not None:
             follower = Follower(

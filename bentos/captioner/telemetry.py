@@ -2,6 +2,7 @@
 multi-process folder known in which prometheus_client keeps its values."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -93,3 +94,17 @@ class Telemetry:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)
         return generate_latest(registry)
+
+
+def forget_dead_workers() -> None:
+    """Drop the gauges of workers that were killed: nobody else counts what they had in hand."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    for file in Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", os.devnull)).glob("gauge_live*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            mark_process_dead(pid)
+        except PermissionError:
+            continue  # somebody else's process: alive

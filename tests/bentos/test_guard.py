@@ -4,6 +4,8 @@ import asyncio
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 
 import httpx
@@ -218,6 +220,32 @@ def test_the_access_log_has_a_json_object_a_request_and_no_token(model, png, cap
         assert response.headers["x-content-type-options"] == "nosniff"
     for secret in ("d-token", "wrong", "secret", "some-id", "wp-admin"):
         assert secret not in "".join(lines)
+
+
+def test_gauges_of_killed_workers_are_forgotten_and_those_of_others_kept(tmp_path) -> None:
+    code = """
+import os
+from bentos.captioner.telemetry import Telemetry, forget_dead_workers
+if (worker := os.fork()) == 0:
+    Telemetry().in_progress.inc(5)
+    os.kill(os.getpid(), 9)
+os.waitpid(worker, 0)
+here = Telemetry()
+here.in_progress.inc()
+before = here.exposition()
+forget_dead_workers()
+for text in (before, here.exposition()):
+    lines = text.decode().splitlines()
+    print(*[line for line in lines if line.startswith("captioner_requests_in")])
+"""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [
+        "captioner_requests_in_progress 6.0",
+        "captioner_requests_in_progress 1.0",
+    ], done.stderr
 
 
 def test_settings_of_limits_and_origins_say_what_is_wrong() -> None:
