@@ -32,7 +32,7 @@ from bentos.captioner.problems import (
     problem_of,
 )
 from bentos.captioner.runtime import Answer, Runtime
-from bentos.captioner.tokens import NamedToken, Scope
+from bentos.captioner.tokens import NamedToken, Scope, Tokens
 
 CLIENT_GONE = 499
 METRICS = "/metrics"
@@ -89,14 +89,17 @@ class ModelResponse(ModelName):
 
 
 def create_app(runtime: Runtime) -> FastAPI:
-    """The API and the page, over a runtime."""
+    """The API and the page, over a runtime. Raises BadSetting for tokens that can't be used."""
+    tokens = Tokens.from_settings(
+        runtime.settings, on_reload_error=runtime.telemetry.token_reload_errors.inc
+    )
     # FastAPI's documentation pages would load scripts from elsewhere: only openapi.json stays.
     app = FastAPI(title="captioner", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None)
     app.state.runtime = runtime
     app.include_router(_router(runtime))
     app.include_router(page.router)
     app.get(METRICS, include_in_schema=False)(metrics)
-    app.add_middleware(Guard, runtime=runtime, public={METRICS, *page.PATHS})
+    app.add_middleware(Guard, runtime=runtime, tokens=tokens, public={METRICS, *page.PATHS})
     if runtime.settings.cors_origins:
         app.add_middleware(  # outermost: a browser asks first, and without a token
             CORSMiddleware,

@@ -45,15 +45,20 @@ class Entrance:
 class Guard:
     """Around the API: the limits, the tokens, the clock, the access log and the metrics."""
 
-    def __init__(self, app: ASGIApp, *, runtime: "Runtime", public: Collection[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        runtime: "Runtime",
+        tokens: Tokens | None,
+        public: Collection[str],
+    ) -> None:
         self._app = app
         self._settings = runtime.settings
         self._telemetry = runtime.telemetry
+        self._tokens = tokens
         self._public = public
-        self._in_progress = 0
-        self._tokens = Tokens.from_settings(
-            runtime.settings, on_reload_error=runtime.telemetry.token_reload_errors.inc
-        )
+        self._let_in = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,26 +66,22 @@ class Guard:
             return
         started = time.perf_counter()
         state = scope.setdefault("state", {})
-        state.update(request_id=uuid.uuid4().hex, token=None)
-        status = 500
+        state.update(request_id=uuid.uuid4().hex, token=None, status=None)
 
         async def noting(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                state["status"] = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID] = state["request_id"]
                 headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
-        self._in_progress += 1
         self._telemetry.in_progress.inc()
         try:
             await self._guarded(scope, receive, noting)
         finally:
-            self._in_progress -= 1
             self._telemetry.in_progress.dec()
-            self._note(scope, status, time.perf_counter() - started)
+            self._note(scope, time.perf_counter() - started)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = _Body(scope, receive, self._settings.max_body_bytes)
@@ -89,6 +90,13 @@ class Guard:
             await body.drain()
             await answer(refusal, headers)(scope, receive, send)
             return
+        self._let_in += 1
+        try:
+            await self._timed(scope, body, send)
+        finally:
+            self._let_in -= 1
+
+    async def _timed(self, scope: Scope, body: "_Body", send: Send) -> None:
         try:
             async with asyncio.timeout(self._seconds(body)) as clock:
                 body.on_end = lambda: clock.reschedule(
@@ -98,13 +106,14 @@ class Guard:
         except TimeoutError:
             if not clock.expired():
                 raise
-            late, headers = self._late(body)
-            await answer(late, headers)(scope, receive, send)
+            if scope["state"]["status"] is None:  # else the client takes its answer too slowly
+                late, headers = self._late(body)
+                await answer(late, headers)(scope, body.receive, send)
 
     def _refusal(self, scope: Scope) -> tuple[Problem | None, dict[str, str]]:
         """Why a request is not even read, by its head alone."""
         headers = Headers(scope=scope)
-        if self._in_progress > self._settings.max_requests:
+        if self._let_in >= self._settings.max_requests:
             return problem(429, "Too many requests are in progress.", "busy"), _CLOSING
         if self._tokens is not None and scope["path"] not in self._public:
             token = self._tokens.find(headers.get("authorization", ""))
@@ -126,7 +135,8 @@ class Guard:
             return problem(504, f"There is no answer after {seconds:g} s.", "deadline"), {}
         return problem(408, f"The body was not there after {seconds:g} s.", "slow-body"), _CLOSING
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+    def _note(self, scope: Scope, seconds: float) -> None:
+        status = scope["state"]["status"] or 500
         # The route's template, so that no stranger can make up new label values.
         route = getattr(scope.get("route"), "path", "other")
         self._telemetry.requests.labels(route, str(status)).inc()

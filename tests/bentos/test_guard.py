@@ -171,6 +171,33 @@ def test_wrong_tokens_are_told_at_the_start_without_repeating_them(tmp_path) -> 
         assert "s3cret" not in str(caught.value)
 
 
+def test_a_service_with_wrong_tokens_does_not_start(model) -> None:
+    async def main() -> None:
+        with pytest.raises(BadSetting, match="CAPTIONLOOP_TOKENS"):
+            async with served(model, tokens_json="[]"):
+                pass
+
+    asyncio.run(main())
+
+
+def test_strangers_who_are_slow_take_no_place_from_those_with_a_token(model, png) -> None:
+    async def dribble() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b"x"
+            await asyncio.sleep(0.05)
+
+    async def main() -> None:
+        async with served(model, token="sesame", max_requests=1) as service:
+            slow = asyncio.ensure_future(service.client.post("/caption", content=dribble()))
+            await asyncio.sleep(0.1)
+            assert service.metric("requests_in_progress") == 1
+            response = await service.caption(png(0), headers=bearer("sesame"))
+            assert response.status_code == 200
+            assert_problem(await slow, 401)
+
+    asyncio.run(main())
+
+
 def test_listed_origins_may_ask_and_others_may_not(model, png) -> None:
     async def main() -> None:
         origin = "https://app.example"

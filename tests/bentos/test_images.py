@@ -16,6 +16,7 @@ from bentos.captioner.capture import read_window
 from bentos.captioner.generation import Generation
 from bentos.captioner.images import BadImage, decode, normalize, to_pixels
 from bentos.captioner.models import ServedModel, load_model
+from bentos.captioner.options import CaptionOptions
 from bentos.captioner.runtime import Runtime
 from bentos.captioner.settings import ServiceSettings
 from bentos.captioner.telemetry import Telemetry
@@ -299,9 +300,9 @@ def test_a_swap_to_another_image_size_shows_the_pixels_of_a_fresh_decode(
     async def main() -> None:
         settings = ServiceSettings(captures=tmp_path / "captures")
         runtime = Runtime(models[0], settings, Telemetry(CollectorRegistry()))
-        first = asyncio.ensure_future(runtime.caption(data))
+        first = asyncio.ensure_future(runtime.caption(data, CaptionOptions()))
         assert await asyncio.to_thread(gates[0].entered.wait, 30)
-        second = asyncio.ensure_future(runtime.caption(data))
+        second = asyncio.ensure_future(runtime.caption(data, CaptionOptions()))
         await asyncio.sleep(0)  # the second has asked for the old model's size
         runtime.swap(models[1])
         for gate in gates:
