@@ -37,6 +37,8 @@ class BootstrapT:
     highest: float
     count: int
     pivots: np.ndarray
+    deviations: np.ndarray  # of each resample's mean, and its error
+    errors: np.ndarray
 
     @classmethod
     def of(cls, values: np.ndarray, *, resamples: int, seed: int) -> Self:
@@ -47,7 +49,7 @@ class BootstrapT:
         spread = float(centred.std())
         kurtosis = float(((centred / spread) ** 4).mean()) if spread else 0.0
         random = np.random.default_rng(seed)
-        pivots = []
+        pivots, deviations, all_errors = [], [], []
         for rows in _chunks(resamples, n):
             drawn = centred[random.integers(0, n, (rows, n), dtype=np.uint32)]
             means = drawn.mean(1)
@@ -57,6 +59,8 @@ class BootstrapT:
             varied = variances > _TIES * spread**2
             errors = np.sqrt(np.maximum(variances, 0) / n)
             pivots.append(np.divide(means, errors, out=ts, where=varied))
+            deviations.append(means)
+            all_errors.append(errors)
         return cls(
             mean=mean,
             error=spread / n**0.5,
@@ -65,6 +69,8 @@ class BootstrapT:
             highest=highest,
             count=n,
             pivots=np.sort(np.concatenate(pivots)),
+            deviations=np.concatenate(deviations),
+            errors=np.concatenate(all_errors),
         )
 
     def low(self, level: float) -> float:
@@ -91,16 +97,22 @@ class BootstrapT:
 
     def detectable(self, level: float, power: float) -> float:
         """How far above a bound a mean must truly lie to be shown there at `level`, by this test
-        and by flipping signs, with probability `power`: as many values, spread like these."""
+        and by flipping signs, with probability `power`: as many values, spread like these.
+
+        Each resample says how far that would be for it: skewed values move its mean and its error
+        together. The answer is a standard error wider, since the spread is itself an estimate.
+        """
         from scipy.special import stdtrit
 
-        sure, likely = stdtrit(max(1, self.count - 1), [1 - level, power])  # Student's quantiles
+        if not self.error:
+            return 0.0
+        sure = stdtrit(max(1, self.count - 1), 1 - level)  # Student's quantile
+        critical = max((self.mean - self.low(level)) / self.error, sure)
+        alone = np.quantile(critical * self.errors - self.deviations, power)
         # Signs are flipped about the bound, so that a mean far above it widens their sums, too.
-        above = (sure + likely) * self.error / self.count**0.5
-        critical = max(self.mean - self.low(level), sure * math.hypot(self.error, above))
-        # The error is an estimate both here and in the test that is foreseen.
-        here = self.doubt * (critical + likely * self.error)
-        return float(critical + likely * math.hypot(self.error, here, self.doubt * critical))
+        flipped = sure * np.hypot(self.errors, alone / self.count**0.5)
+        needed = np.maximum(critical * self.errors, flipped) - self.deviations
+        return float(np.quantile(needed, power) * (1 + self.doubt))
 
     def _beyond(self, level: float) -> int:
         """How many pivots lie beyond a bound."""

@@ -197,6 +197,18 @@ def test_better_on_too_few_images_that_differ_needs_a_person():
     )
 
 
+def test_what_few_differing_images_could_show_is_not_claimed():
+    scores, production = noisy(5), noisy(1)
+    worse = scores - np.where(np.arange(60) < 20, 0.6, 0)
+    champion = evaluation(test=scores, current=production)
+    verdict = decide(evaluation(test=worse, current=production + noisy(2, seed=3)), champion)
+    assert verdict.decision == "needs_approval"
+    assert verdict.reasons[0].endswith(
+        "too few to tell of the margin 0.3; only 20 of 60 images differ in score: "
+        "too few to say more."
+    )
+
+
 def test_too_few_images_need_a_person():
     verdict = decide(evaluation(test=noisy(6, n=9)), evaluation(test=noisy(5, n=9)))
     assert verdict.decision == "needs_approval"
