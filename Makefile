@@ -33,8 +33,9 @@ lint: $(INSTALLED)  ## style and types
 	$(VENV)/bin/mypy
 
 bench: $(INSTALLED)  ## each benchmark against its alternative, in one run
-	@for bench in tests/benchmarks/bench_*.py; do \
-	  $(RUN) -m tests.benchmarks.$$(basename $$bench .py) || exit 1; done
+	@missed=; for bench in tests/benchmarks/bench_*.py; do \
+	  $(RUN) -m tests.benchmarks.$$(basename $$bench .py) || missed="$$missed $$bench"; done; \
+	  [ -z "$$missed" ] || { echo "error: failed or missed its goal:$$missed"; exit 1; }
 
 lock: $(INSTALLED)  ## pin everything anew; torch brings its CUDA packages itself, so they stay out
 	env -u UV_FIND_LINKS $(UV) pip compile -q --universal --python-version 3.11 --group dev \
