@@ -164,11 +164,6 @@ class Engine:
             )
         return prompt
 
-    def room_after(self, prompt: str) -> int:
-        """The most new tokens that the model has positions for after a prompt; may be negative."""
-        taken = 1 + len(prompt_tokens(self._tokenizer, prompt))
-        return self._family.max_positions(self._model) - taken
-
     def _see(self, pixels: np.ndarray) -> "torch.Tensor":
         size = self.image_size
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):

@@ -10,8 +10,7 @@ import numpy as np
 
 from bentos.captioner.batching import MicroBatcher
 from bentos.captioner.capture import CapturedRequest, CaptureStore, UnknownRequest
-from bentos.captioner.engine import Caption
-from bentos.captioner.generation import Generation
+from bentos.captioner.engine import Caption, TooManyTokens
 from bentos.captioner.images import open_image, orientation, render, to_pixels
 from bentos.captioner.models import MAX_BATCH, ServedModel
 from bentos.captioner.options import BadOptions, CaptionOptions
@@ -138,7 +137,8 @@ class Runtime:
         """One batch by one model, read once; runs in the engine's thread."""
         model = self._model
         size = model.engine.image_size
-        generation = _search(jobs[0].options, model)
+        options = jobs[0].options
+        generation = options.over(model.generation)
         # A picture prepared just before a swap to a model of another size is decoded anew: what
         # was decoded for a smaller one has lost detail.
         pixels = [
@@ -147,7 +147,12 @@ class Runtime:
             ).pixels
             for job in jobs
         ]
-        captions, embeddings = model.engine.run(np.stack(pixels), generation)
+        try:
+            captions, embeddings = model.engine.run(np.stack(pixels), generation)
+        except TooManyTokens as error:
+            if options.prompt is None and options.max_new_tokens is None:
+                raise  # the model's own card asks for too many
+            raise BadOptions(str(error)) from error
         return [_Seen(*pair, model) for pair in zip(captions, embeddings, strict=True)]
 
     def _prepare(self, data: bytes, options: CaptionOptions, size: int) -> _Job:
@@ -176,16 +181,3 @@ class Runtime:
                 image=job.data if self.settings.capture_images else None,
             )
         )
-
-
-def _search(options: CaptionOptions, model: ServedModel) -> Generation:
-    """The model's own search with the request's options over it. Raises BadOptions.
-
-    Runs in the engine's thread: tokenizers are not to be called by two at once.
-    """
-    generation = options.over(model.generation)
-    if options.prompt or options.max_new_tokens:
-        room = model.engine.room_after(generation.prompt)
-        if generation.max_new_tokens > room:
-            raise BadOptions(f"max_new_tokens: this model has room for {room} after this prompt.")
-    return generation

@@ -96,6 +96,16 @@ def test_a_prompt_that_leaves_no_room_is_refused_and_fails_nobody_else(model, pn
     asyncio.run(main())
 
 
+def test_a_caption_may_fill_every_position_of_the_model(model, png) -> None:
+    async def main() -> None:
+        async with served(model) as service:
+            sent = {"files": {"image": png(0)}, "data": {"max_new_tokens": "64"}}
+            response = await service.client.post("/caption", **sent)
+            assert response.status_code == 200, response.text
+
+    asyncio.run(main())
+
+
 def test_options_give_a_search_that_always_holds_its_captions() -> None:
     card = Generation(max_new_tokens=30, num_beams=2, min_new_tokens=5, prompt="a photo of")
     assert CaptionOptions().over(card) == card
