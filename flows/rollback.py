@@ -47,4 +47,4 @@ if __name__ == "__main__":
     except (NoSuchVersion, ChampionChanged, SmokeFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    print(f"{restored.name} v{restored.version} is champion again")
+    print(f"{restored} is champion again")

@@ -33,7 +33,7 @@ def search(config: str, overrides: Sequence[str] = ()) -> VersionRef | State:
             try_out(under_way, number)
         winner, model = best_trial(under_way)
     if champion and champion.model.digest == model.digest:
-        told = f"{scenario.name} v{champion.version} is this model already"
+        told = f"{champion} is this model already"
         return Completed(name="Unchanged", message=told)
     scores = evaluate(model, data, winner.evaluate)
     return register(winner, model, data, scores, champion, "search")

@@ -32,7 +32,7 @@ def train(config: str, overrides: Sequence[str] = (), reason: str = "by hand") -
     data = dataset(scenario, feedback)
     model = finetune_anywhere(scenario, data, champion)
     if champion and champion.model.digest == model.digest:
-        told = f"{scenario.name} v{champion.version} is this model already"
+        told = f"{champion} is this model already"
         return Completed(name="Unchanged", message=told)
     scores = evaluate(model, data, scenario.evaluate)
     champion_scores = evaluate_champion(champion, data, scenario.evaluate)

@@ -299,9 +299,8 @@ class Story:
         return champion
 
     def _say_verdict(self, version: VersionRef) -> None:
-        for line in lineage.described(version).splitlines():
-            if line:
-                self.teller.say(escape(line))
+        for line in lineage.judged(version):
+            self.teller.say(escape(line))
 
     def _show(self, answer: Answer, before: str | None = None) -> None:
         lines = [f"[bold]v{answer.version}[/] says: [bold]{escape(answer.caption)}[/]"]

@@ -27,7 +27,7 @@ def show_gallery(
         return
     names = {"model": model.digest, "dataset": data.digest}
     if champion:
-        names["champion"] = f"{champion.name} v{champion.version}"
+        names["champion"] = str(champion)
     dataset = PreparedDataset.open(versioning.fetch(data))
     gallery = cards.collect(dataset, candidate, against, config.gallery_images, names)
     file = f"gallery/against-v{champion.version}.html" if champion else "gallery/alone.html"

@@ -23,7 +23,7 @@ def register(
     version = versions.register(config.name, model, tags)
     lineage.describe(version.name, version.version)
     rows = {
-        "version": f"{version.name} v{version.version}",
+        "version": version,
         "why": reason,
         "model digest": model.digest,
         "MLflow run": runs.link(model.run_id),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tasks.metrics.evaluation import Evaluation, EvaluationUnreadable
+from tasks.metrics.evaluation import FILE, Evaluation
 from tasks.refs import VersionRef
 from tasks.registry import lineage, runs, versions
 
@@ -175,23 +175,19 @@ def _scores(evaluation: Evaluation | None) -> Iterator[dict[str, str]]:
 
 def _evaluation(version: VersionRef) -> Evaluation | None:
     """None where its files are gone."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return Evaluation.load(lineage.evaluation_folder(version))
-    except (EvaluationUnreadable, MlflowException, OSError, KeyError):
-        return None
+    digest = versions.tags(version.name, version.version).get("evaluation")
+    text = _artifact(version, f"evaluation/{digest}/{FILE}")
+    return None if text is None else Evaluation.model_validate_json(text)
 
 
 def _artifact(version: VersionRef, file: str) -> str | None:
     """A text of the version's run, None where it has none."""
-    from mlflow.exceptions import MlflowException
-
+    mlflow, run_id = runs.client(), version.model.run_id
+    above = file.rpartition("/")[0] or None
+    if all(found.path != file for found in mlflow.list_artifacts(run_id, above)):
+        return None
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = runs.client().download_artifacts(version.model.run_id, file, folder)
-        except (MlflowException, OSError):
-            return None
+        path = mlflow.download_artifacts(run_id, file, folder)
         return Path(path).read_text(encoding="utf-8")
 
 

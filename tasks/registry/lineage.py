@@ -100,9 +100,8 @@ def record_periods(name: str, version: int, periods: Sequence[str]) -> None:
 def describe(name: str, version: int) -> None:
     """The description, from the tags: verdict, times as champion, what the version is made of."""
     tags = versions.tags(name, version)
-    # Lists of versions show the first line alone.
-    first, *others = tags.get("reasons", "not judged yet").splitlines()
-    lines = [f"{tags['verdict']}: {first}" if "verdict" in tags else first, ""]
+    first, *others = _judged(tags)
+    lines = [first, ""]  # lists of versions show the first line alone
     others += tags.get("champion_periods", "").splitlines()
     others += [f"{label}: {tags[key]}" for key, label in LABELS.items() if key in tags]
     others.append(f"model card: card/v{version}.md of the run")
@@ -156,9 +155,14 @@ def bento(version: VersionRef) -> str | None:
     return _tags(version).get("bento")
 
 
-def described(version: VersionRef) -> str:
-    """The verdict in words."""
-    return str(runs.client().get_model_version(version.name, str(version.version)).description)
+def judged(version: VersionRef) -> list[str]:
+    """The verdict in words, and its reasons, what decided first."""
+    return _judged(_tags(version))
+
+
+def _judged(tags: Mapping[str, str]) -> list[str]:
+    first, *others = tags.get("reasons", "not judged yet").splitlines()
+    return [f"{tags['verdict']}: {first}" if "verdict" in tags else first, *others]
 
 
 def evaluation_folder(version: VersionRef) -> Path:

@@ -121,12 +121,6 @@ def ensure(name: str, description: str | None = None) -> None:
             raise
 
 
-def by_alias(name: str, alias: str) -> VersionRef | None:
-    """The version of `name` that carries `alias`, if any."""
-    version = aliases(name).get(alias)
-    return None if version is None else by_number(name, version)
-
-
 def by_number(name: str, version: int) -> VersionRef:
     """Raises: NoSuchVersion, also for one that this project did not register."""
     found = _found(name, version)

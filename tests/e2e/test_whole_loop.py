@@ -59,9 +59,8 @@ def test_the_loop_trains_serves_sees_drift_retrains_and_swaps(tmp_path, monkeypa
     with Stack(NAME, prefect_file=_micro_deployments(tmp_path, config)) as stack:
         story = Story(teller, load(config), stack, ordinary_requests=80, shifted_requests=200)
         story.tell()
-        champion = versions.by_alias(NAME, versions.CHAMPION)
-        previous = versions.by_alias(NAME, versions.PREVIOUS)
-        assert (champion.version, previous.version) == (2, 1)
+        held = versions.aliases(NAME)
+        assert (held[versions.CHAMPION], held[versions.PREVIOUS]) == (2, 1)
         marked = reaper.members(stack.mark)
         assert marked
     assert not [p for p in marked if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]

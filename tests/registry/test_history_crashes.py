@@ -153,6 +153,6 @@ def test_a_registration_killed_after_any_write_is_finished_by_a_rerun_as_one_ver
         assert versions.aliases(NAME) == {CHAMPION: 1, CHALLENGER: 3}
         assert len(runs.client().search_model_versions(f"name = '{NAME}'")) == 3
         assert versions.tags(NAME, 3)["parent_champion"] == "1"
-        assert "not judged yet" in lineage.described(versions.by_number(NAME, 3))
+        assert lineage.judged(versions.by_number(NAME, 3)) == ["not judged yet"]
         rows.append((number if died else "never", f"v1 of {found}", "v1", "v1 of 3"))
     show("registration of v3", rows)

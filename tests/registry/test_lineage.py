@@ -85,7 +85,8 @@ def test_the_verdict_and_its_figures_read_back(config, version, evaluation):
     assert told == found["test"].figures()
     assert told["champion"] == told["candidate"] == found["test"].candidate
     assert told["difference"] == 0
-    described = lineage.described(version)
+    assert lineage.judged(version) == [f"promote: {reasons[0]}", *reasons[1:]]
+    described = runs.client().get_model_version("shapes", "1").description
     assert all(reason in described for reason in reasons)
     assert runs.client().get_model_version("shapes", "1").tags["verdict"] == "promote"
 

@@ -146,8 +146,8 @@ def test_hopeless_trials_are_ended_early_and_the_others_are_not(finished):
 
 def test_the_best_is_the_challenger_and_nobody_the_champion(finished):
     version = finished.result()
-    assert versions.by_alias("shapes", versions.CHALLENGER) == version
-    assert versions.by_alias("shapes", versions.CHAMPION) is None
+    assert versions.by_number("shapes", version.version) == version
+    assert versions.aliases("shapes") == {versions.CHALLENGER: version.version}
     parent = mlflow_runs()[0]
     assert version.model.run_id == parent.data.tags["best.run"]
     assert (versions.fetch(version.model) / "model.safetensors").is_file()

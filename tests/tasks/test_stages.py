@@ -178,8 +178,8 @@ def test_the_gallery_s_page_lies_with_the_model_s_run(first, tmp_path):
 
 def test_the_registered_version_tells_the_verdict(first):
     version = versions.by_number("shapes", 1)
-    assert "below the floor" in lineage.described(version)
-    assert versions.by_alias("shapes", versions.CHALLENGER) == version
+    assert "below the floor" in lineage.judged(version)[0]
+    assert versions.aliases("shapes")[versions.CHALLENGER] == version.version
 
 
 def test_an_unchanged_second_run_does_no_work(first, run):
@@ -246,7 +246,7 @@ def test_a_bento_that_fails_its_smoke_run_promotes_nothing(run):
     assert failed.stages["gate"] == ["Completed"]
     assert failed.stages["package"] == ["Failed"]
     assert "promote" not in failed.stages
-    assert versions.by_alias("shapes", versions.CHAMPION) is None
+    assert versions.CHAMPION not in versions.aliases("shapes")
 
 
 def capture(champion: VersionRef, world: str, count: int) -> None:
@@ -382,7 +382,8 @@ def test_what_a_person_approves_is_packaged_and_serves(champion, run):
         outcome = run("finetune.max_steps=5", "gate.floors={}", "gate.min_images=1000")
     verdict = outcome.state.result()
     assert (verdict.decision, verdict.by) == ("promote", "Ada")
-    serving = versions.by_alias("shapes", versions.CHAMPION)
+    serving = history.champion("shapes")
+    assert versions.aliases("shapes")[versions.CHAMPION] == serving.version
     assert serving.version > champion.version
     assert lineage.bento(serving) is not None
     assert history.read("shapes")[-1].by == "Ada"
@@ -394,7 +395,7 @@ def test_an_override_puts_what_the_gate_rejected_in_charge_and_says_who_and_why(
     with pytest.raises(ValueError, match="say who overrides"):
         override("shapes", 2, by="Ada", comment=" ")
     assert override("shapes", 2, by="Ada", comment="the customer insists") == rejected
-    assert versions.by_alias("shapes", versions.CHAMPION) == rejected
+    assert versions.aliases("shapes")[versions.CHAMPION] == rejected.version
     event = history.read("shapes")[-1]
     assert (event.version, event.over, event.by) == (2, champion.version, "Ada")
     assert event.why == "the gate overridden: the customer insists"
@@ -409,7 +410,7 @@ def test_a_champion_of_another_image_size_leaves_the_verdict_to_a_person(champio
     assert outcome.state.is_completed()
     verdict = outcome.state.result()
     assert (verdict.decision, verdict.by) == ("reject", "nobody")
-    assert versions.by_alias("shapes", versions.CHAMPION) == champion
+    assert versions.aliases("shapes")[versions.CHAMPION] == champion.version
     assert outcome.stages["evaluate"] == ["Completed"]  # the candidate's alone
 
 
