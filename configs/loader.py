@@ -69,7 +69,7 @@ def parsed(
         raise SystemExit(2) from None
 
 
-def words(text: str) -> str:
+def nonblank(text: str) -> str:
     """The type of an option that must say something."""
     if not text.strip():
         raise argparse.ArgumentTypeError("must say something")

@@ -6,7 +6,7 @@ import sys
 
 from prefect import flow
 
-from configs.loader import command_line, parsed, words
+from configs.loader import command_line, nonblank, parsed
 from tasks.approval import (
     FLOW,
     Answer,
@@ -54,8 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     either.add_argument(
         "--reject", dest="approve", action="store_false", default=None, help="the champion stays"
     )
-    add("--comment", type=words, help="why; stays on the model version")
-    add("--by", type=words, default=getpass.getuser(), help="who says so (%(default)s)")
+    add("--comment", type=nonblank, help="why; stays on the model version")
+    add("--by", type=nonblank, default=getpass.getuser(), help="who says so (%(default)s)")
     add("--version", type=int, help="of the model, where several wait")
     return parser
 

@@ -5,7 +5,7 @@ import sys
 
 from prefect import flow
 
-from configs.loader import command_line, parsed, words
+from configs.loader import command_line, nonblank, parsed
 from configs.schema import PackageConfig
 from tasks.package import SmokeFailed, package
 from tasks.promote import current_champion, promote, registered
@@ -34,9 +34,9 @@ def override(
 if __name__ == "__main__":
     parser = command_line(__doc__ or "")
     parser.add_argument("--version", type=int, required=True, help="of the registered model")
-    parser.add_argument("--comment", type=words, required=True, help="why; stays in the history")
+    parser.add_argument("--comment", type=nonblank, required=True, help="why; stays in the history")
     parser.add_argument(
-        "--by", type=words, default=getpass.getuser(), help="who does it (%(default)s)"
+        "--by", type=nonblank, default=getpass.getuser(), help="who does it (%(default)s)"
     )
     arguments, scenario = parsed(parser)
     try:

@@ -15,7 +15,7 @@ import numpy as np
 
 from bentos.captioner.decoding import prompt_tokens
 from bentos.captioner.families.family import Family, Hypothesis
-from bentos.captioner.families.registry import UnknownFamily, family_of
+from bentos.captioner.families.registry import UnknownFamily, family_of, on_cpu
 from bentos.captioner.generation import Generation
 from bentos.captioner.images import normalize
 
@@ -102,7 +102,7 @@ class Engine:
         model, tokenizer = _load_parts(folder, family)
         model = model.to(device).eval()
         if device == "cpu":
-            family = family.on_cpu(model)
+            family = on_cpu(family, model)
         logger.info(
             "%s captions on %s in %s with %d CPU threads",
             *(folder, device, str(model.dtype).removeprefix("torch."), torch.get_num_threads()),

@@ -15,7 +15,7 @@ from tasks.refs import Verdict
 Decision = Literal["promote", "reject", "needs_approval"]
 
 POWER = 0.9  # of the differences that reasons call detectable
-TELLING = 50  # images that differ in score; fewer don't say how such differences spread
+MIN_DIFFERENT = 50  # images that differ in score; fewer don't say how such differences spread
 
 _RANKED: tuple[Decision, ...] = ("reject", "needs_approval", "promote")
 _SEED = 20_131  # any fixed number: the same evaluations must always get the same verdict
@@ -369,7 +369,7 @@ def _not_worse(comparison: Comparison, min_images: int) -> tuple[Decision, str]:
     if comparison.difference.mean <= -comparison.margin:
         return "reject", f"probably worse than {margin}"
     few, told = _detects(comparison, min_images)
-    untold = few or comparison.num_different < TELLING
+    untold = few or comparison.num_different < MIN_DIFFERENT
     if untold or comparison.detectable > comparison.margin:
         return "needs_approval", f"too few to tell of {margin}; {told}"
     return "reject", f"may be worse than {margin}; {told}"
@@ -380,7 +380,7 @@ def _detects(comparison: Comparison, min_images: int) -> tuple[bool, str]:
     images, different = comparison.num_shared, comparison.num_different
     if different < min_images:
         return True, f"only {different} of {images:,} images differ in score, {min_images} should"
-    if different < TELLING:
+    if different < MIN_DIFFERENT:
         return False, f"only {different} of {images:,} images differ in score: too few to say more"
     power = f"{100 * POWER:g} % power"
     return False, f"{images:,} images like these detect {comparison.detectable:.3f} with {power}"

@@ -28,7 +28,7 @@ from scipy.stats import binomtest
 from configs.schema import GateConfig
 from tasks.data.scenes import scene
 from tasks.metrics.evaluation import Evaluation, SliceEvaluation
-from tasks.metrics.gate import TELLING, compare, judge
+from tasks.metrics.gate import MIN_DIFFERENT, compare, judge
 from tasks.metrics.scores import score
 from tests.benchmarks.bench_metrics import CAPTIONS, real_captions
 
@@ -161,7 +161,7 @@ def truth_of(case: Case, config: GateConfig, random: np.random.Generator) -> dic
     for _ in range(2):
         found = compare(*drawn(case, clearly | {name: truth}, random, name), config)[name]
         truth = found.detectable - found.margin
-        if found.num_different < TELLING:
+        if found.num_different < MIN_DIFFERENT:
             raise NothingStated
     return clearly | {name: truth}
 

@@ -12,6 +12,7 @@ from bentos.captioner.families.blip import Blip
 from bentos.captioner.families.blip_decoder import BlipDecoder
 from bentos.captioner.families.blip_onnx import OnnxBlip
 from bentos.captioner.families.family import Family, Hypothesis
+from bentos.captioner.families.registry import on_cpu
 from bentos.captioner.generation import Generation
 from bentos.captioner.search import search
 
@@ -237,9 +238,9 @@ def test_half_precision_decodes_too(num_beams, whole) -> None:
 
 def test_a_loaded_blip_runs_on_onnx_on_a_cpu_and_one_with_other_activations_on_torch() -> None:
     model = model_of(SHAPES[0], seed=1, end=0.0)
-    assert type(Blip().on_cpu(model)) is OnnxBlip
+    assert type(on_cpu(Blip(), model)) is OnnxBlip
     model.config.text_config.hidden_act = "relu"
-    assert type(Blip().on_cpu(model)) is Blip
+    assert type(on_cpu(Blip(), model)) is Blip
 
 
 def test_onnx_sees_what_torch_sees() -> None:

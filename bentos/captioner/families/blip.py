@@ -84,10 +84,3 @@ class Blip:
         steps = generation.num_beams * (generation.max_new_tokens - 1)  # the last is not heard
         decoder = BlipDecoder(model.text_decoder, states, slots=1 + len(prompt) + steps)
         return search(decoder, self.token_ids(model), generation, prompt)
-
-    def on_cpu(self, model: Any) -> "Blip":
-        from bentos.captioner.families.blip_onnx import OnnxBlip
-
-        config = model.config
-        known = {config.vision_config.hidden_act, config.text_config.hidden_act} == {"gelu"}
-        return OnnxBlip(model) if known else self

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 Arrays = list[np.ndarray]
 
 
+def can_run(model: Any) -> bool:
+    """Whether the graphs know all that the model is made of."""
+    return {model.config.vision_config.hidden_act, model.config.text_config.hidden_act} == {"gelu"}
+
+
 class OnnxBlip(Blip):
     """The family for one model, whose weights don't change any more."""
 

@@ -69,9 +69,6 @@ class Family(Protocol):
     ) -> list[list[Hypothesis]]:
         """`num_captions` captions of each image, the best first, without start and `prompt`."""
 
-    def on_cpu(self, model: Any) -> "Family":
-        """The family at its fastest for this model on a CPU; its weights must not change then."""
-
 
 def load_pretrained(
     kind: Any, place: str | Path, *, local_files_only: bool

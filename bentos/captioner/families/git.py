@@ -66,9 +66,6 @@ class Git:
             inputs = {"pixel_values": states[:, None]}
             return generate(model, inputs, self.token_ids(model), generation, prompt)
 
-    def on_cpu(self, model: Any) -> "Git":
-        return self
-
 
 @contextmanager
 def _already_seen(model: Any) -> Iterator[None]:
