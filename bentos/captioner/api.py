@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
 from fastapi.security import HTTPBearer
+from fastapi.telemetry import TelemetryConfig
 from pydantic import BaseModel, Field, StringConstraints
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -33,6 +34,7 @@ from bentos.captioner.problems import (
 )
 from bentos.captioner.runtime import Answer, Runtime
 from bentos.captioner.tokens import NamedToken, Scope, Tokens
+from bentos.captioner.tracing import Tracing
 
 CLIENT_GONE = 499
 METRICS = "/metrics"
@@ -94,7 +96,13 @@ def create_app(runtime: Runtime) -> FastAPI:
         runtime.settings, on_reload_error=runtime.telemetry.token_reload_errors.inc
     )
     # FastAPI's documentation pages would load scripts from elsewhere: only openapi.json stays.
-    app = FastAPI(title="captioner", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="captioner",
+        openapi_url="/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        telemetry=_telemetry(runtime.tracing),
+    )
     app.state.runtime = runtime
     app.include_router(_router(runtime))
     app.include_router(page.router)
@@ -111,6 +119,17 @@ def create_app(runtime: Runtime) -> FastAPI:
     add_problem_handlers(app)
     app.add_exception_handler(ClientDisconnect, _nobody_is_there)
     return app
+
+
+def _telemetry(tracing: Tracing | None) -> TelemetryConfig:
+    """What FastAPI itself tells OpenTelemetry: a span for each request, or nothing."""
+    return {
+        "tracing": tracing is not None,
+        "tracer_provider": tracing.provider if tracing else None,
+        "operation_spans": False,
+        "metrics": False,
+        "logs": False,
+    }
 
 
 def _router(runtime: Runtime) -> APIRouter:

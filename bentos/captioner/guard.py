@@ -56,6 +56,7 @@ class Guard:
         self._app = app
         self._settings = runtime.settings
         self._telemetry = runtime.telemetry
+        self._tracing = runtime.tracing
         self._tokens = tokens
         self._public = public
         self._let_in = 0
@@ -152,6 +153,7 @@ class Guard:
                     "status": status,
                     "seconds": round(seconds, 6),
                     "token": token and token.name,
+                    **({"trace_id": self._tracing.trace_id} if self._tracing else {}),
                 }
             )
         )

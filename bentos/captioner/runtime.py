@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bentos.captioner.batching import MicroBatcher
+from bentos.captioner.batching import Batched, MicroBatcher
 from bentos.captioner.capture import CapturedRequest, CaptureStore, UnknownRequest
 from bentos.captioner.engine import Caption, TooManyTokens
 from bentos.captioner.images import open_image, orientation, render, to_pixels
@@ -16,6 +16,7 @@ from bentos.captioner.models import MAX_BATCH, ServedModel
 from bentos.captioner.options import BadOptions, CaptionOptions
 from bentos.captioner.settings import ServiceSettings
 from bentos.captioner.telemetry import Telemetry
+from bentos.captioner.tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ class Runtime:
         model: ServedModel,
         settings: ServiceSettings,
         telemetry: Telemetry,
+        tracing: Tracing | None = None,
     ) -> None:
         self.settings = settings
         self.telemetry = telemetry
+        self.tracing = tracing
         self._model = model
         self._batcher: MicroBatcher[_Job, _Seen] = MicroBatcher(
             self._run,
@@ -98,12 +101,18 @@ class Runtime:
                 self._decoders, self._prepare, data, options, self._model.engine.image_size
             )
             decoded = time.perf_counter()
+            if self.tracing is not None:
+                self.tracing.step("decode", started, decoded)
             done = await self._batcher.submit(job)
         self.telemetry.queue_wait.observe(done.queue_seconds)
         self.telemetry.batch_size.observe(done.batch_size)
         self.telemetry.tokens.inc(done.result.caption.num_tokens)
         request_id = request_id or uuid.uuid4().hex
+        answered = time.perf_counter()
         self._capture(request_id, job, done.result)
+        if self.tracing is not None:
+            self._trace(self.tracing, done, decoded)
+            self.tracing.step("capture", answered, time.perf_counter())
         timings = {
             "decode_seconds": decoded - started,
             "queue_seconds": done.queue_seconds,
@@ -132,6 +141,8 @@ class Runtime:
         self._decoders.shutdown()
         if self._captures is not None:
             await asyncio.to_thread(self._captures.close)
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
 
     def _run(self, jobs: list[_Job]) -> list[_Seen]:
         """One batch by one model, read once; runs in the engine's thread."""
@@ -163,6 +174,18 @@ class Runtime:
         if orientation(sent) >= 5:
             width, height = height, width
         return _Job(data, options, width, height, pixels)
+
+    def _trace(self, tracing: Tracing, done: Batched[_Seen], queued: float) -> None:
+        """What happened since a picture was `queued`."""
+        begun = queued + done.queue_seconds
+        tracing.step("queue", queued, begun)
+        attributes: dict[str, str | int] = {
+            "captioner.batch_size": done.batch_size,
+            "captioner.tokens": done.result.caption.num_tokens,
+            "captioner.model.name": done.result.model.name,
+            "captioner.model.version": done.result.model.version,
+        }
+        tracing.step("inference", begun, begun + done.run_seconds, attributes)
 
     def _capture(self, request_id: str, job: _Job, seen: _Seen) -> None:
         if self._captures is None:

@@ -1,5 +1,6 @@
 """The API over a real runtime in the test's own process, and an engine that can be held."""
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -15,6 +16,7 @@ from bentos.captioner.models import ServedModel
 from bentos.captioner.runtime import Runtime
 from bentos.captioner.settings import ServiceSettings
 from bentos.captioner.telemetry import Telemetry
+from bentos.captioner.tracing import Tracing
 
 
 class Served:
@@ -45,9 +47,10 @@ async def served(model: ServedModel, **options: object) -> AsyncIterator[Served]
 
 
 @contextmanager
-def site(model: ServedModel, **options: object) -> Iterator[str]:
+def site(model: ServedModel, tracing: Tracing | None = None, **options: object) -> Iterator[str]:
     """The same behind a socket; its URL."""
-    runtime = Runtime(model, ServiceSettings(**options), Telemetry(CollectorRegistry()))
+    telemetry = Telemetry(CollectorRegistry())
+    runtime = Runtime(model, ServiceSettings(**options), telemetry, tracing)
     config = uvicorn.Config(create_app(runtime), port=0, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -60,6 +63,7 @@ def site(model: ServedModel, **options: object) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+        asyncio.run(runtime.close())
 
 
 def assert_problem(response: httpx.Response, status: int) -> None:
