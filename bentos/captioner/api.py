@@ -4,7 +4,7 @@ answers."""
 import asyncio
 from collections.abc import Awaitable
 from http import HTTPStatus
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
 from fastapi.security import HTTPBearer
@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from bentos.captioner import page
 from bentos.captioner.bodies import (
+    CANARY_KEY,
     BadBody,
     describe_image,
     describe_images,
@@ -84,10 +85,16 @@ class FeedbackResponse(BaseModel):
     stored: bool
 
 
+class ChallengerResponse(ModelName):
+    role: Literal["canary", "shadow"]
+    share: float | None = Field(description="Of the requests, that a canary answers.")
+
+
 class ModelResponse(ModelName):
     source: str
     image_size: int
     card: dict[str, Any]
+    challenger: ChallengerResponse | None = Field(description="What is tried out beside it.")
 
 
 def create_app(runtime: Runtime) -> FastAPI:
@@ -113,7 +120,7 @@ def create_app(runtime: Runtime) -> FastAPI:
             CORSMiddleware,
             allow_origins=runtime.settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["Authorization", "Content-Type", CANARY_KEY],
             expose_headers=[REQUEST_ID, "Retry-After"],
         )
     add_problem_handlers(app)
@@ -195,8 +202,14 @@ async def caption(
 ) -> Any:
     """Caption one picture."""
     data, options = await read_image(request, runtime.settings)
-    request_id = request.state.request_id
-    return await _unless_gone(request, _caption(runtime, data, options, request_id=request_id))
+    answer = _caption(
+        runtime,
+        data,
+        options,
+        request_id=request.state.request_id,
+        canary_key=_canary_key(request, runtime),
+    )
+    return await _unless_gone(request, answer)
 
 
 async def captions(
@@ -206,13 +219,14 @@ async def captions(
     pictures, options = await read_images(request, runtime.settings)
     # No request takes more places than keep the engine busy.
     share = asyncio.Semaphore(2 * MAX_BATCH)
+    key = _canary_key(request, runtime)
 
     async def each(picture: bytes | BadBody) -> CaptionResponse | Refused:
         async with share:
             try:
                 if isinstance(picture, BadBody):
                     raise picture
-                return await _caption(runtime, picture, options)
+                return await _caption(runtime, picture, options, canary_key=key)
             except EXPECTED as error:
                 return Refused(problem=problem_of(error))
 
@@ -238,14 +252,24 @@ async def delete_capture(
 
 
 async def model(runtime: InUse) -> ModelResponse:
-    """The model that answers now, its card, and where it came from."""
+    """The model that answers now, its card, where it came from, and what is tried out beside it."""
     served = runtime.model
+    challenger = None
+    if (tried := runtime.challenger) is not None:
+        settings = runtime.settings
+        challenger = ChallengerResponse(
+            name=tried.name,
+            version=tried.version,
+            role=settings.role,
+            share=settings.canary_share if settings.canary else None,
+        )
     return ModelResponse(
         name=served.name,
         version=served.version,
         source=served.source,
         image_size=served.engine.image_size,
         card=served.engine.card,
+        challenger=challenger,
     )
 
 
@@ -253,11 +277,23 @@ def metrics(runtime: InUse) -> Response:
     return Response(runtime.telemetry.exposition(), media_type="text/plain; version=0.0.4")
 
 
+def _canary_key(request: Request, runtime: Runtime) -> bytes | None:
+    """What keeps a client on its side of a canary, if it says so."""
+    if runtime.settings.canary is None:
+        return None
+    return request.headers.get(CANARY_KEY, "").encode("latin-1") or None
+
+
 async def _caption(
-    runtime: Runtime, data: bytes, options: CaptionOptions, *, request_id: str | None = None
+    runtime: Runtime,
+    data: bytes,
+    options: CaptionOptions,
+    *,
+    request_id: str | None = None,
+    canary_key: bytes | None = None,
 ) -> CaptionResponse:
     try:
-        answer = await runtime.caption(data, options, request_id=request_id)
+        answer = await runtime.caption(data, options, request_id=request_id, canary_key=canary_key)
     except EXPECTED:
         runtime.telemetry.images.labels("refused").inc()
         raise

@@ -58,6 +58,11 @@ class MicroBatcher(Generic[Item, Result]):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._worker: asyncio.Task[None] | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody holds a place and nothing runs."""
+        return self._places == 0 and self._worker is None
+
     @contextmanager
     def place(self) -> Iterator[None]:
         """Hold one of `max_places`, from before an item is prepared until it is answered.

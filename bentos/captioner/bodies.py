@@ -13,6 +13,7 @@ from starlette.requests import Request
 from bentos.captioner.options import CaptionOptions
 from bentos.captioner.settings import ServiceSettings
 
+CANARY_KEY = "X-Canary-Key"
 MULTIPART, JSON, IMAGE = "multipart/form-data", "application/json", "image/*"
 _MAX_FIELDS = 16
 _MAX_FIELD_BYTES = 64 * 1024
@@ -157,7 +158,7 @@ def describe_image(settings: ServiceSettings) -> dict[str, Any]:
         JSON: {"schema": _json_schema(settings, CaptionBody)},
         IMAGE: {"schema": picture},
     }
-    return {**_query(settings), "requestBody": {"required": True, "content": content}}
+    return {**_parameters(settings), "requestBody": {"required": True, "content": content}}
 
 
 def describe_images(settings: ServiceSettings) -> dict[str, Any]:
@@ -174,17 +175,22 @@ def describe_images(settings: ServiceSettings) -> dict[str, Any]:
         MULTIPART: {"schema": _form_schema(settings, {"images": files})},
         JSON: {"schema": sent},
     }
-    return {**_query(settings), "requestBody": {"required": True, "content": content}}
+    return {**_parameters(settings), "requestBody": {"required": True, "content": content}}
 
 
-def _query(settings: ServiceSettings) -> dict[str, Any]:
+def _parameters(settings: ServiceSettings) -> dict[str, Any]:
     fields = _form_schema(settings, {})["properties"]
-    return {
-        "parameters": [
-            {"name": name, "in": "query", "required": False, "schema": schema}
-            for name, schema in fields.items()
-        ]
-    }
+    described = [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        for name, schema in fields.items()
+    ]
+    if settings.canary is not None:
+        told = "Whoever sends the same is answered by the same model, champion or canary."
+        schema = {"type": "string"}
+        described.append(
+            {"name": CANARY_KEY, "in": "header", "description": told, "schema": schema}
+        )
+    return {"parameters": described}
 
 
 def _form_schema(settings: ServiceSettings, files: dict[str, Any]) -> dict[str, Any]:

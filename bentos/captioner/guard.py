@@ -195,13 +195,14 @@ class _Body:
                     self.whole = not (await self._receive()).get("more_body", False)
 
 
-def log_access_to_stdout() -> None:
-    """One JSON object a line, and nothing around it."""
+def log_as_json(*loggers: logging.Logger) -> None:
+    """To stdout, one JSON object a line and nothing around it, as each message is."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    access_log.handlers = [handler]
-    access_log.setLevel(logging.INFO)
-    access_log.propagate = False
+    for each in loggers:
+        each.handlers = [handler]
+        each.setLevel(logging.INFO)
+        each.propagate = False
 
 
 def _too_large(limit: int) -> str:

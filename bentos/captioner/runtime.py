@@ -1,15 +1,17 @@
 """What stands behind the HTTP API: decode, batch, caption, capture; and the swap of models."""
 
 import asyncio
+import logging
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bentos.captioner.batching import Batched, MicroBatcher
 from bentos.captioner.capture import CapturedRequest, CaptureStore, UnknownRequest
+from bentos.captioner.challenge import Answered, Shadow, is_canarys
 from bentos.captioner.engine import Caption, TooManyTokens
 from bentos.captioner.images import open_image, orientation, render, to_pixels
 from bentos.captioner.models import MAX_BATCH, ServedModel
@@ -17,6 +19,11 @@ from bentos.captioner.options import BadOptions, CaptionOptions
 from bentos.captioner.settings import ServiceSettings
 from bentos.captioner.telemetry import Telemetry
 from bentos.captioner.tracing import Tracing
+
+logger = logging.getLogger(__name__)
+
+# One batch may fail by chance.
+MOST_CANARY_FAILURES = MAX_BATCH
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class _Job:
     width: int
     height: int
     pixels: np.ndarray
+    canary: str | None = None  # the version that answers, if it is not the champion
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,8 @@ class _Seen:
 
 
 class Runtime:
-    """One model at a time answers; `swap` takes effect between two batches."""
+    """A champion answers, and where there is a challenger, it is tried out beside it: as a canary
+    that answers a share, or as a shadow. Changes of both take effect between two batches."""
 
     def __init__(
         self,
@@ -62,13 +71,18 @@ class Runtime:
         self.telemetry = telemetry
         self.tracing = tracing
         self._model = model
+        self._challenger: ServedModel | None = None
+        self._failures = 0  # of the canary, in a row
         self._batcher: MicroBatcher[_Job, _Seen] = MicroBatcher(
             self._run,
-            key=lambda job: job.options,
+            key=lambda job: (job.options, job.canary),
             max_batch=MAX_BATCH,
             max_places=settings.max_queue,
         )
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        self._shadow: Shadow | None = None
+        if settings.shadow is not None:
+            self._shadow = Shadow(telemetry, lambda: self._batcher.idle)
         self._captures: CaptureStore | None = None
         if settings.captures is not None:
             self._captures = CaptureStore(
@@ -87,10 +101,34 @@ class Runtime:
         self.telemetry.model_info.labels(model.name, model.version).set(1)
         self.telemetry.swaps.inc()
 
+    @property
+    def challenger(self) -> ServedModel | None:
+        return self._challenger
+
+    def challenge(self, model: ServedModel | None) -> None:
+        """Try `model` out beside the champion from now on."""
+        self._tell_challenger(0)
+        self._challenger, self._failures = model, 0
+        self._tell_challenger(1)
+
+    async def dismiss(self) -> ServedModel | None:
+        """Take the challenger out; it is given back when its shadow does nothing any more."""
+        challenger = self._challenger
+        self.challenge(None)
+        if self._shadow is not None:
+            await self._shadow.rest()
+        return challenger
+
     async def caption(
-        self, data: bytes, options: CaptionOptions, *, request_id: str | None = None
+        self,
+        data: bytes,
+        options: CaptionOptions,
+        *,
+        request_id: str | None = None,
+        canary_key: bytes | None = None,
     ) -> Answer:
-        """Caption an encoded picture.
+        """Caption an encoded picture. What has the same `canary_key`, by default the picture
+        itself, is answered by the same one of champion and canary.
 
         Raises BadImage, BadOptions, or QueueFull when too much is in work.
         """
@@ -98,12 +136,12 @@ class Runtime:
         with self._batcher.place():
             loop = asyncio.get_running_loop()
             job = await loop.run_in_executor(
-                self._decoders, self._prepare, data, options, self._model.engine.image_size
+                self._decoders, self._route, data, options, canary_key or data
             )
             decoded = time.perf_counter()
             if self.tracing is not None:
                 self.tracing.step("decode", started, decoded)
-            done = await self._batcher.submit(job)
+            done = await (self._by_canary(job) if job.canary else self._batcher.submit(job))
         self.telemetry.queue_wait.observe(done.queue_seconds)
         self.telemetry.batch_size.observe(done.batch_size)
         self.telemetry.tokens.inc(done.result.caption.num_tokens)
@@ -113,6 +151,7 @@ class Runtime:
         if self.tracing is not None:
             self._trace(self.tracing, done, decoded)
             self.tracing.step("capture", answered, time.perf_counter())
+        self._show(request_id, job, done.result)
         timings = {
             "decode_seconds": decoded - started,
             "queue_seconds": done.queue_seconds,
@@ -138,6 +177,9 @@ class Runtime:
     async def close(self) -> None:
         """Answer what is queued, write what was captured, stop the threads."""
         await self._batcher.close()
+        await self.dismiss()
+        if self._shadow is not None:
+            self._shadow.close()
         self._decoders.shutdown()
         if self._captures is not None:
             await asyncio.to_thread(self._captures.close)
@@ -146,7 +188,12 @@ class Runtime:
 
     def _run(self, jobs: list[_Job]) -> list[_Seen]:
         """One batch by one model, read once; runs in the engine's thread."""
-        model = self._model
+        model, challenger = self._model, self._challenger
+        if challenger is not None and challenger.version == jobs[0].canary:
+            model = challenger
+        return self._captioned(model, jobs)
+
+    def _captioned(self, model: ServedModel, jobs: list[_Job]) -> list[_Seen]:
         size = model.engine.image_size
         options = jobs[0].options
         generation = options.over(model.generation)
@@ -165,6 +212,61 @@ class Runtime:
                 raise  # the model's own card asks for too many
             raise BadOptions(str(error)) from error
         return [_Seen(*pair, model) for pair in zip(captions, embeddings, strict=True)]
+
+    async def _by_canary(self, job: _Job) -> Batched[_Seen]:
+        """The canary's answer, or where it fails the champion's, for which it waited as long."""
+        started = time.perf_counter()
+        [done] = await asyncio.gather(self._batcher.submit(job), return_exceptions=True)
+        if isinstance(done, BaseException):
+            # Whether options go at all is for the champion to say.
+            if not isinstance(done, BadOptions):
+                self._blame(job.canary, done)
+            tried = time.perf_counter() - started
+            done = await self._batcher.submit(replace(job, canary=None))
+            return replace(done, queue_seconds=tried + done.queue_seconds)
+        if done.result.model is self._challenger:
+            self.telemetry.canary_answers.inc()
+            self._failures = 0
+        return done
+
+    def _blame(self, version: str | None, error: BaseException) -> None:
+        """Count what the canary failed at; after too many in a row it is taken out."""
+        self.telemetry.canary_failures.inc()
+        if self._challenger is None or self._challenger.version != version:
+            return
+        self._failures += 1
+        if self._failures == 1:
+            logger.warning("canary version %s failed, the champion answers: %r", version, error)
+        if self._failures > MOST_CANARY_FAILURES:
+            logger.error(
+                "canary version %s is taken out after %d failures in a row, the last of them: %r",
+                *(version, self._failures, error),
+            )
+            self.challenge(None)
+
+    def _show(self, request_id: str, job: _Job, seen: _Seen) -> None:
+        """Let the shadow caption an answered picture too."""
+        if self._shadow is None or (challenger := self._challenger) is None:
+            return
+
+        def again() -> Caption:
+            return self._captioned(challenger, [job])[0].caption
+
+        self._shadow.offer(Answered(request_id, seen.model, challenger, seen.caption, again))
+
+    def _tell_challenger(self, value: int) -> None:
+        if self._challenger is not None:
+            self.telemetry.challenger_info.labels(
+                self._challenger.name, self._challenger.version, self.settings.role
+            ).set(value)
+
+    def _route(self, data: bytes, options: CaptionOptions, key: bytes) -> _Job:
+        """Decode for the model that shall answer. Raises BadImage."""
+        canary = self._challenger if self.settings.canary else None
+        if canary is None or not is_canarys(key, canary.version, self.settings.canary_share):
+            return self._prepare(data, options, self._model.engine.image_size)
+        job = self._prepare(data, options, canary.engine.image_size)
+        return replace(job, canary=canary.version)
 
     def _prepare(self, data: bytes, options: CaptionOptions, size: int) -> _Job:
         """Raises BadImage; whether it does never depends on `size`."""

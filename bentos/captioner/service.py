@@ -10,8 +10,9 @@ from pathlib import Path
 import bentoml
 
 from bentos.captioner.api import create_app
+from bentos.captioner.challenge import shadow_log
 from bentos.captioner.following import Follower
-from bentos.captioner.guard import Entrance, log_access_to_stdout
+from bentos.captioner.guard import Entrance, access_log, log_as_json
 from bentos.captioner.models import BAKED_MODEL, load_model
 from bentos.captioner.runtime import Runtime
 from bentos.captioner.settings import ServiceSettings
@@ -61,10 +62,13 @@ class Captioner:
         self._runtime = Runtime(model, settings, Telemetry(), tracing)
         if settings.follow is not None:
             follower = Follower(
-                self._runtime, settings.follow, every_seconds=settings.follow_seconds
+                self._runtime,
+                settings.follow,
+                every_seconds=settings.follow_seconds,
+                challenger=settings.challenger,
             )
             self._following = asyncio.create_task(follower.run())
-        log_access_to_stdout()
+        log_as_json(access_log, shadow_log)
         entrance.app = create_app(self._runtime)
 
     @bentoml.on_shutdown

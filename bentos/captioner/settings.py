@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 class BadSetting(ValueError):
@@ -21,6 +22,9 @@ class ServiceSettings:
     capture_images: bool = True
     follow: str | None = None
     follow_seconds: float = 2.0
+    shadow: str | None = None
+    canary: str | None = None
+    canary_share: float = 0.1
     max_body_bytes: int = 10 * 1024 * 1024
     max_pixels: int = 40_000_000
     max_images: int = 32
@@ -36,6 +40,16 @@ class ServiceSettings:
         return any((self.token, self.tokens_json, self.tokens_file))
 
     @property
+    def challenger(self) -> str | None:
+        """The alias of the model that is tried out beside the champion."""
+        return self.canary or self.shadow
+
+    @property
+    def role(self) -> Literal["canary", "shadow"]:
+        """What a challenger is here."""
+        return "canary" if self.canary else "shadow"
+
+    @property
     def option_limits(self) -> dict[str, int]:
         """The most that a request may say of each of its options."""
         return {
@@ -48,9 +62,7 @@ class ServiceSettings:
     def from_environment(cls, environment: Mapping[str, str]) -> "ServiceSettings":
         """Read CAPTIONLOOP_TOKEN, _CAPTURES, _CAPTURE_IMAGES, _FOLLOW, …; empty means unset."""
         captures = environment.get("CAPTIONLOOP_CAPTURES")
-        follow = environment.get("CAPTIONLOOP_FOLLOW") or None
-        if follow is not None and not environment.get("MLFLOW_TRACKING_URI"):
-            raise BadSetting("CAPTIONLOOP_FOLLOW needs MLFLOW_TRACKING_URI: set it too.")
+        _check_registry(environment)
         tokens_file = environment.get("CAPTIONLOOP_TOKENS_FILE")
         return cls(
             token=environment.get("CAPTIONLOOP_TOKEN") or None,
@@ -59,8 +71,11 @@ class ServiceSettings:
             cors_origins=_origins(environment, "CAPTIONLOOP_CORS_ORIGINS"),
             captures=Path(captures) if captures else None,
             capture_images=_flag(environment, "CAPTIONLOOP_CAPTURE_IMAGES", cls.capture_images),
-            follow=follow,
+            follow=environment.get("CAPTIONLOOP_FOLLOW") or None,
             follow_seconds=_positive(environment, "CAPTIONLOOP_FOLLOW_SECONDS", cls.follow_seconds),
+            shadow=environment.get("CAPTIONLOOP_SHADOW") or None,
+            canary=environment.get("CAPTIONLOOP_CANARY") or None,
+            canary_share=_share(environment, "CAPTIONLOOP_CANARY_SHARE", cls.canary_share),
             max_body_bytes=_count(environment, "CAPTIONLOOP_MAX_BODY_BYTES", cls.max_body_bytes),
             max_pixels=_count(environment, "CAPTIONLOOP_MAX_PIXELS", cls.max_pixels),
             max_images=_count(environment, "CAPTIONLOOP_MAX_IMAGES", cls.max_images),
@@ -80,6 +95,27 @@ def _origins(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
         if scheme not in ("http", "https") or not separator or not host or "/" in host:
             raise BadSetting(f"{name} must list origins such as https://app.example, not {origin}.")
     return origins
+
+
+def _check_registry(environment: Mapping[str, str]) -> None:
+    """Raises BadSetting for one that stands without another that it needs, or against one."""
+    for name, needed in (
+        ("FOLLOW", "MLFLOW_TRACKING_URI"),
+        ("SHADOW", "CAPTIONLOOP_FOLLOW"),
+        ("CANARY", "CAPTIONLOOP_FOLLOW"),
+        ("CANARY_SHARE", "CAPTIONLOOP_CANARY"),
+    ):
+        if environment.get(f"CAPTIONLOOP_{name}") and not environment.get(needed):
+            raise BadSetting(f"CAPTIONLOOP_{name} needs {needed}: set it too.")
+    if environment.get("CAPTIONLOOP_SHADOW") and environment.get("CAPTIONLOOP_CANARY"):
+        raise BadSetting("CAPTIONLOOP_SHADOW and CAPTIONLOOP_CANARY are set: keep one of them.")
+
+
+def _share(environment: Mapping[str, str], name: str, default: float) -> float:
+    share = _positive(environment, name, default)
+    if share >= 1:
+        raise BadSetting(f"{name} must be below 1, not {environment[name]!r}.")
+    return share
 
 
 def _flag(environment: Mapping[str, str], name: str, default: bool) -> bool:

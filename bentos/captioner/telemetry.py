@@ -47,6 +47,34 @@ class Telemetry:
             multiprocess_mode="livemostrecent",
             registry=into,
         )
+        self.challenger_info = Gauge(
+            "captioner_challenger_info",
+            "1 for the model that is tried out beside it, as `canary` or as `shadow`.",
+            ["name", "version", "role"],
+            multiprocess_mode="livemostrecent",
+            registry=into,
+        )
+        self.canary_answers = Counter(
+            "captioner_canary_answers", "Images captioned by the canary.", registry=into
+        )
+        self.canary_failures = Counter(
+            "captioner_canary_failures",
+            "Images on which the canary failed, so that the champion captioned them.",
+            registry=into,
+        )
+        self.shadow = Counter(
+            "captioner_shadow",
+            "Answered images by how the shadow's caption compares: same, different, skipped when "
+            "there was no time, failed.",
+            ["outcome"],
+            registry=into,
+        )
+        self.shadow_gain = Histogram(
+            "captioner_shadow_log_probability_gain",
+            "Log-probability a token of the shadow's caption less that of the answer.",
+            buckets=(-1.0, -0.5, -0.25, -0.1, -0.05, 0.0, 0.05, 0.1, 0.25, 0.5, 1.0),
+            registry=into,
+        )
         self.swaps = Counter("captioner_swaps", "New models taken up.", registry=into)
         self.swap_failures = Counter(
             "captioner_swap_failures", "New models refused because they failed.", registry=into
