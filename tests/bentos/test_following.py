@@ -44,11 +44,11 @@ def tracking_uri(tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def promote(tracking_uri) -> Callable[[Path], str]:
-    """Logs a folder as a LoggedModel, registers it and moves the alias to it."""
+def promote(tracking_uri) -> Callable[..., str]:
+    """Logs a folder as a LoggedModel, registers it and moves an alias to it."""
     from mlflow import MlflowClient
 
-    def register(folder: Path) -> str:
+    def register(folder: Path, alias: str = "champion") -> str:
         client = MlflowClient()
         experiment = client.get_experiment_by_name(NAME).experiment_id
         logged = client.create_logged_model(experiment_id=experiment, name="tiny")
@@ -58,10 +58,25 @@ def promote(tracking_uri) -> Callable[[Path], str]:
         client.finalize_logged_model(logged.model_id, "READY")
         source = f"models:/{logged.model_id}"
         made = client.create_model_version(NAME, source=source, model_id=logged.model_id)
-        client.set_registered_model_alias(NAME, "champion", made.version)
+        client.set_registered_model_alias(NAME, alias, made.version)
         return str(made.version)
 
     return register
+
+
+@pytest.fixture
+def move(tracking_uri) -> Iterator[Callable[[str, str | None], None]]:
+    """Puts an alias on a version, or takes it away; no challenger is left in the end."""
+    from mlflow import MlflowClient
+
+    def to(alias: str, version: str | None) -> None:
+        if version is None:
+            MlflowClient().delete_registered_model_alias(NAME, alias)
+        else:
+            MlflowClient().set_registered_model_alias(NAME, alias, version)
+
+    yield to
+    to("challenger", None)
 
 
 def with_golden(folder: Path, picture, *, wrong: bool = False) -> Path:
@@ -84,11 +99,20 @@ def not_finite(folder: Path) -> Path:
 
 
 class Following:
-    def __init__(self, model_folder: Path) -> None:
+    def __init__(self, model_folder: Path, **options: object) -> None:
         self.registry = CollectorRegistry()
         model = load_model(model_folder, source="baked")
-        self.runtime = Runtime(model, ServiceSettings(), Telemetry(self.registry))
-        self.follower = Follower(self.runtime, URI, every_seconds=0.01)
+        settings = ServiceSettings(**options)
+        self.runtime = Runtime(model, settings, Telemetry(self.registry))
+        self.follower = Follower(
+            self.runtime, URI, every_seconds=0.01, challenger=settings.challenger
+        )
+
+    async def versions(self) -> tuple[str, str | None]:
+        """Those of the champion and the challenger after a look."""
+        await self.follower.check()
+        challenger = self.runtime.challenger
+        return self.runtime.model.version, challenger and challenger.version
 
     def count(self, name: str) -> float:
         return self.registry.get_sample_value(f"captioner_{name}_total") or 0.0
@@ -273,3 +297,167 @@ def test_artifacts_that_can_not_be_fetched_are_asked_for_again(
 def test_what_is_no_alias_is_refused_at_the_start(tiny_blip, uri) -> None:
     with pytest.raises(BadSetting, match="models:/<name>@<alias>"):
         Follower(Following(tiny_blip).runtime, uri, every_seconds=1)
+
+
+CHALLENGER = f"models:/{NAME}@challenger"
+CANARY, SHADOW = {"canary": CHALLENGER, "canary_share": 0.5}, {"shadow": CHALLENGER}
+
+
+@pytest.mark.parametrize("role", [CANARY, SHADOW], ids=["canary", "shadow"])
+def test_a_challenger_comes_goes_and_is_taken_over_as_champion_without_a_second_load(
+    tiny_blip, make_tiny_blip, tmp_path, promote, move, picture, encode, monkeypatch, role
+) -> None:
+    loads: list[str] = []
+
+    def counting(folder: Path, **options: str):
+        loads.append(options["version"])
+        return load_model(folder, **options)
+
+    monkeypatch.setattr(following, "load_model", counting)
+    first = promote(tiny_blip)
+    second = promote(make_tiny_blip(tmp_path / "second", seed=1, version="-"), "challenger")
+    third = promote(make_tiny_blip(tmp_path / "third", seed=2, version="-"), "waiting")
+
+    async def main() -> None:
+        service = Following(tiny_blip, **role)
+        answered: list[str] = []
+        stop = asyncio.Event()
+
+        async def client(seed: int) -> None:
+            while not stop.is_set():
+                data = encode(picture(seed))
+                answer = await service.runtime.caption(data, CaptionOptions())
+                answered.append(answer.model.version)
+                await asyncio.sleep(0.2)  # so that a shadow has its time
+
+        clients = [asyncio.ensure_future(client(seed)) for seed in range(3)]
+        assert await service.versions() == (first, second)
+        tried = service.runtime.challenger
+        assert await service.versions() == (first, second)
+        move("challenger", third)
+        assert await service.versions() == (first, third)
+        move("challenger", None)
+        assert await service.versions() == (first, None)
+        move("challenger", second)
+        assert await service.versions() == (first, second)
+        assert service.runtime.challenger is not tried
+        tried = service.runtime.challenger
+        move("champion", second)  # as a promotion does: first the champion, then the challenger
+        assert await service.versions() == (second, None)
+        assert service.runtime.model is tried
+        move("challenger", None)
+        assert await service.versions() == (second, None)
+        move("champion", first)  # a rollback
+        assert await service.versions() == (first, None)
+        move("challenger", first)
+        assert await service.versions() == (first, None)
+        assert loads == [first, second, third, second, first]
+        assert service.count("swaps") == 3
+        stop.set()
+        await asyncio.gather(*clients)
+        await service.runtime.close()
+        assert first in answered
+
+    asyncio.run(main())
+
+
+def test_a_promotion_between_two_looks_takes_the_challenger_over_too(
+    tiny_blip, make_tiny_blip, tmp_path, promote, move, monkeypatch
+) -> None:
+    promote(tiny_blip)
+    second = promote(make_tiny_blip(tmp_path / "second", seed=1, version="-"), "challenger")
+
+    async def main() -> None:
+        service = Following(tiny_blip, **CANARY)
+        await service.versions()
+        tried = service.runtime.challenger
+        move("champion", second)
+        move("challenger", None)
+        assert await service.versions() == (second, None)
+        assert service.runtime.model is tried
+        await service.runtime.close()
+
+    asyncio.run(main())
+
+
+def test_a_bad_challenger_is_refused_once_and_the_one_before_it_tried_out_no_more(
+    tiny_blip, make_tiny_blip, tmp_path, promote, move, picture, caplog
+) -> None:
+    first = promote(tiny_blip)
+    good = promote(make_tiny_blip(tmp_path / "good", seed=1, version="-"), "challenger")
+
+    async def main() -> None:
+        service = Following(tiny_blip, **CANARY)
+        assert await service.versions() == (first, good)
+        lying = shutil.copytree(tiny_blip, tmp_path / "lying")
+        promote(with_golden(lying, picture, wrong=True), "challenger")
+        for _ in range(3):
+            assert await service.versions() == (first, None)
+        assert (service.count("swap_failures"), service.count("follow_errors")) == (1, 0)
+        await service.runtime.close()
+
+    with caplog.at_level(logging.ERROR, logger="bentos.captioner.following"):
+        asyncio.run(main())
+    (report,) = caplog.records
+    assert "refused as challenger" in report.getMessage()
+    assert f"version {first} keeps answering" in report.getMessage()
+
+
+def test_a_canary_that_was_taken_out_is_not_loaded_again_until_its_alias_moves(
+    tiny_blip, make_tiny_blip, tmp_path, promote, move
+) -> None:
+    first = promote(tiny_blip)
+    second = promote(make_tiny_blip(tmp_path / "second", seed=1, version="-"), "challenger")
+
+    async def main() -> None:
+        service = Following(tiny_blip, **CANARY)
+        assert await service.versions() == (first, second)
+        service.runtime.challenge(None)  # as the runtime does after too many failures
+        assert await service.versions() == (first, None)
+        move("challenger", None)
+        assert await service.versions() == (first, None)
+        move("challenger", second)
+        assert await service.versions() == (first, second)
+        await service.runtime.close()
+
+    asyncio.run(main())
+
+
+def test_trouble_with_a_challenger_holds_no_champion_up(
+    tiny_blip, make_tiny_blip, tmp_path, promote, move, monkeypatch
+) -> None:
+    first = promote(tiny_blip)
+    second = promote(make_tiny_blip(tmp_path / "second", seed=1, version="-"), "challenger")
+    loads: list[str] = []
+
+    def no_memory_for_second(folder: Path, **options: str):
+        loads.append(options["version"])
+        if options["version"] == second:
+            raise MemoryError("no memory left")
+        return load_model(folder, **options)
+
+    monkeypatch.setattr(following, "load_model", no_memory_for_second)
+
+    async def main() -> None:
+        service = Following(tiny_blip, **SHADOW)
+        for _ in range(3):
+            assert await service.versions() == (first, None)
+        assert loads == [first, second]  # not at every look
+        assert service.count("follow_errors") == 1
+        assert service.follower._delay == pytest.approx(0.01)
+        third = await asyncio.to_thread(promote, tiny_blip)
+        assert await service.versions() == (third, None)
+        monkeypatch.setattr(following, "load_model", load_model)
+        service.follower._not_before = 0.0
+        assert await service.versions() == (third, second)
+        await service.runtime.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "uri", [f"models:/{NAME}@champion", "models:/another@challenger", f"models:/{NAME}/3"]
+)
+def test_a_challenger_must_be_another_alias_of_the_same_model(tiny_blip, uri) -> None:
+    with pytest.raises(BadSetting, match="CAPTIONLOOP_CANARY must be"):
+        Following(tiny_blip, canary=uri)

@@ -29,7 +29,8 @@ def filter_case(context, case):
 def test_the_api_does_what_its_description_says(model, tmp_path) -> None:
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
     (tmp_path / "hooks.py").write_text(HOOKS)
-    with site(model, captures=tmp_path / "captures", token="sesame") as url:
+    tried = {"canary": "models:/tiny@challenger"}
+    with site(model, captures=tmp_path / "captures", token="sesame", **tried) as url:
         command = [Path(sys.executable).parent / "schemathesis", "run", f"{url}/v1/openapi.json"]
         command += ["--url", url, "--header", "Authorization: Bearer sesame"]
         command += ["--max-examples", "40", "--seed", "0"]
