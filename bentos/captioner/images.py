@@ -1,6 +1,7 @@
 """From the bytes a stranger sent to the pixels the model sees; the same in training and serving."""
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ DECODER_ERRORS = (
     OverflowError,
     AttributeError,
     AssertionError,
+    RuntimeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -47,6 +49,12 @@ _UPRIGHT = {
 }
 # As in Pillow's thumbnail: what is left to shrink by bicubic looks as if it had been all of it.
 _DRAFT_GAP = 2
+
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1")
+# A HEIC may show a small part of a large coded picture: `ispe` boxes have the sizes of all of them.
+_HEIF_SIZES = re.compile(rb"ispe\0.{3}(.{8})", re.DOTALL)
+# An overlay may decode one picture thousands of times; no camera makes any.
+_HEIF_OVERLAY = re.compile(rb"infe.{8,10}iovl", re.DOTALL)
 
 Reason = Literal["empty", "unsupported_format", "undecodable", "too_many_pixels"]
 
@@ -75,7 +83,7 @@ def open_image(data: bytes, *, max_pixels: int = 40_000_000) -> ImageFile:
         raise BadImage("empty", "The image is empty; send the bytes of a picture.")
     reader = _reader(data)
     if reader is None:
-        raise BadImage("unsupported_format", "Not a picture in one of JPEG, PNG, WEBP, GIF.")
+        raise BadImage("unsupported_format", f"{_not_read(data)} JPEG, PNG, WEBP, GIF.")
     try:
         # Image.open would warn of pictures that our own limit refuses.
         image = reader(io.BytesIO(data))
@@ -83,10 +91,11 @@ def open_image(data: bytes, *, max_pixels: int = 40_000_000) -> ImageFile:
         raise BadImage("too_many_pixels", f"The picture is too large: {error}") from error
     except DECODER_ERRORS as error:
         raise BadImage("undecodable", f"The picture's header is damaged: {error}") from error
-    if image.width * image.height > max_pixels:
+    width, height = _decoded_size(image, data)
+    if width * height > max_pixels:
         raise BadImage(
             "too_many_pixels",
-            f"The picture is {image.width} × {image.height}; at most {max_pixels} pixels are read.",
+            f"The picture is {width} × {height}; at most {max_pixels} pixels are read.",
         )
     return image
 
@@ -94,7 +103,9 @@ def open_image(data: bytes, *, max_pixels: int = 40_000_000) -> ImageFile:
 def render(image: ImageFile, *, side: int | None = None) -> Image.Image:
     """What `decode` gives, of a picture that `open_image` opened; `image` itself is loaded too."""
     try:
-        smaller = image.draft(None, (_DRAFT_GAP * side, _DRAFT_GAP * side)) if side else None
+        smaller = None
+        if side and image.format != "HEIF":  # whose draft is a thumbnail, which may show anything
+            smaller = image.draft(None, (_DRAFT_GAP * side, _DRAFT_GAP * side))
         image.load()
         picture: Image.Image = image
         if smaller is not None and smaller[1][2:] != image.size:
@@ -152,7 +163,38 @@ def _reader(data: bytes) -> type[ImageFile] | None:
         return GifImageFile
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return WebPImageFile
-    return None
+    return _heif_reader() if _is_heif(data) else None
+
+
+def _is_heif(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
+
+
+def _heif_reader() -> type[ImageFile] | None:
+    """That of an optional package."""
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        return None
+    return HeifImageFile
+
+
+def _not_read(data: bytes) -> str:
+    if _is_heif(data):
+        return "HEIC is read only where pillow-heif is installed; send one of"
+    return "Not a picture in one of"
+
+
+def _decoded_size(image: ImageFile, data: bytes) -> tuple[int, int]:
+    """Width and height of the largest picture that decoding holds in memory."""
+    if image.format != "HEIF":
+        return image.size
+    if _HEIF_OVERLAY.search(data):
+        raise BadImage("unsupported_format", "HEIC overlays are not read.")
+    sizes = [image.size, *struct.iter_unpack(">II", b"".join(_HEIF_SIZES.findall(data)))]
+    if grid := image.info.get("tiling"):
+        sizes.append((grid["image_width"], grid["image_height"]))
+    return max(sizes, key=lambda size: size[0] * size[1])
 
 
 def _opaque_rgb(image: Image.Image) -> Image.Image:

@@ -162,7 +162,7 @@ def test_nothing_is_found_in_real_photographs(photos) -> None:
         (encode(drawn(), "TIFF"), "TIFF"),
         (encode(drawn(), "ICO"), "ICO"),
         (b"\n <svg xmlns=''/>", "SVG"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x18ftypmsf1\0\0\0\0", "HEIC"),
         (b"\0\0\0\x18ftypavif\0\0\0\0", "AVIF"),
         (b"%PDF-1.7", "PDF"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
