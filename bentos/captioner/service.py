@@ -4,6 +4,7 @@ The process that supervises the workers imports this module too, so torch stays 
 """
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 
@@ -15,17 +16,18 @@ from bentos.captioner.following import Follower
 from bentos.captioner.guard import Entrance, access_log, log_as_json
 from bentos.captioner.models import BAKED_MODEL, load_model
 from bentos.captioner.runtime import Runtime
-from bentos.captioner.settings import ServiceSettings
+from bentos.captioner.settings import ServiceSettings, worker_count
 from bentos.captioner.telemetry import Telemetry, forget_dead_workers
 from bentos.captioner.tracing import tracing_from_environment
 
+logger = logging.getLogger(__name__)
 entrance = Entrance()
 
 
 @bentoml.asgi_app(entrance, path="/")
 @bentoml.service(
     name="captioner",
-    workers=1,
+    workers=worker_count(os.environ),
     # BentoML's own default is every interface; `--host` still wins.
     http={"host": "127.0.0.1"},
     # Our own deadlines stand before BentoML's, which knows no problem documents.
@@ -45,9 +47,27 @@ class Captioner:
         self._runtime: Runtime | None = None
         self._following: asyncio.Task[None] | None = None
 
+    @bentoml.on_deployment
+    def prepare() -> None:
+        """Runs in the process that supervises the workers, before there are any.
+
+        What is wrong with the settings ends the server here, where a worker would fail again and
+        again.
+        """
+        from circus.controller import Controller
+
+        settings = ServiceSettings.from_environment(os.environ)
+        # A dead worker is looked for every second, in milliseconds; BentoML does it every ten.
+        Controller.check_delay = property(lambda _: 1000.0, lambda _, __: None)
+        if settings.workers > 1:
+            # In a container BentoML starts no worker anew, so that the container ends and is
+            # started again; but it doesn't end while another worker lives.
+            os.environ.pop("BENTOML_CONTAINERIZED", None)
+
     @bentoml.on_startup
     async def start(self) -> None:
         """Load and warm the baked model; the server answers nothing before this is done."""
+        logging.getLogger("bentos").setLevel(logging.INFO)
         settings = ServiceSettings.from_environment(os.environ)
         tracing = tracing_from_environment(os.environ)
         stored = bentoml.models.get(BAKED_MODEL)
@@ -69,6 +89,7 @@ class Captioner:
             )
             self._following = asyncio.create_task(follower.run())
         log_as_json(access_log, shadow_log)
+        logger.info("%s %s answers; %s", model.name, model.version, settings)
         entrance.app = create_app(self._runtime)
 
     @bentoml.on_shutdown

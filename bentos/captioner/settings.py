@@ -1,7 +1,7 @@
 """What the environment tells a captioner."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -14,8 +14,9 @@ class BadSetting(ValueError):
 class ServiceSettings:
     """`CAPTIONLOOP_*` variables; an absent one switches its part off or leaves the default."""
 
-    token: str | None = None
-    tokens_json: str | None = None
+    workers: int = 1
+    token: str | None = field(default=None, repr=False)  # the log shows the settings
+    tokens_json: str | None = field(default=None, repr=False)
     tokens_file: Path | None = None
     cors_origins: tuple[str, ...] = ()
     captures: Path | None = None
@@ -65,6 +66,7 @@ class ServiceSettings:
         _check_registry(environment)
         tokens_file = environment.get("CAPTIONLOOP_TOKENS_FILE")
         return cls(
+            workers=worker_count(environment),
             token=environment.get("CAPTIONLOOP_TOKEN") or None,
             tokens_json=environment.get("CAPTIONLOOP_TOKENS") or None,
             tokens_file=Path(tokens_file) if tokens_file else None,
@@ -86,6 +88,11 @@ class ServiceSettings:
             body_seconds=_positive(environment, "CAPTIONLOOP_BODY_SECONDS", cls.body_seconds),
             answer_seconds=_positive(environment, "CAPTIONLOOP_ANSWER_SECONDS", cls.answer_seconds),
         )
+
+
+def worker_count(environment: Mapping[str, str]) -> int:
+    """CAPTIONLOOP_WORKERS, which is asked for before all the others. Raises BadSetting."""
+    return _count(environment, "CAPTIONLOOP_WORKERS", ServiceSettings.workers)
 
 
 def _origins(environment: Mapping[str, str], name: str) -> tuple[str, ...]:

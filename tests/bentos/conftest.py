@@ -3,7 +3,8 @@
 import io
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,3 +115,41 @@ def model(tiny_blip: Path) -> "ServedModel":
 @pytest.fixture(scope="session")
 def png(picture, encode) -> Callable[[int], bytes]:
     return lambda seed: encode(picture(seed, 90, 60))
+
+
+@pytest.fixture(scope="session")
+def bento_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """BentoML reads this once a process, so whoever set it first is left alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENTOML_DO_NOT_TRACK", "True")
+        if "BENTOML_HOME" not in os.environ:
+            patch.setenv("BENTOML_HOME", str(tmp_path_factory.mktemp("bentoml")))
+        import bentoml
+
+        bentoml.models.list()
+        yield
+
+
+@pytest.fixture(scope="session")
+def golden_folder(tiny_blip: Path, tmp_path_factory: pytest.TempPathFactory, picture) -> Path:
+    from bentos.captioner.engine import Engine
+    from bentos.captioner.generation import Generation
+    from bentos.captioner.golden import write_golden
+    from bentos.captioner.images import to_pixels
+
+    folder = shutil.copytree(tiny_blip, tmp_path_factory.mktemp("golden") / "model")
+    engine = Engine.load(folder, device="cpu")
+    pixels = [to_pixels(picture(seed), 72) for seed in range(3)]
+    captions = [engine.caption(one[np.newaxis], Generation(8))[0].text for one in pixels]
+    write_golden(folder, pixels, captions)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tag(bento_home: None, golden_folder: Path) -> str:
+    """A Bento, built once."""
+    from bentos import packaging
+
+    return packaging.build(
+        golden_folder, labels={"model_name": "tiny-model", "model_version": "12"}
+    )

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import httpx
 import numpy as np
+import psutil
 import uvicorn
 from prometheus_client import CollectorRegistry
 
@@ -96,3 +97,10 @@ class HeldEngine:
 def held(model: ServedModel) -> tuple[ServedModel, HeldEngine]:
     engine = HeldEngine(model)
     return ServedModel(**{**vars(model), "engine": engine}), engine
+
+
+def processes_of(url: str) -> list[psutil.Process]:
+    """A server that `packaging.serve` started, then its workers."""
+    port = url.rsplit(":", 1)[1]
+    marked = [p for p in psutil.process_iter(["cmdline"]) if port in (p.info["cmdline"] or [])]
+    return marked + [child for parent in marked for child in parent.children(recursive=True)]

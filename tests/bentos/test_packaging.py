@@ -1,58 +1,20 @@
 import concurrent.futures
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import numpy as np
-import psutil
 import pytest
 from packaging.requirements import Requirement
 
 from bentos import packaging
 from bentos.captioner.capture import read_feedback, read_window
-from bentos.captioner.engine import Engine
-from bentos.captioner.generation import Generation
-from bentos.captioner.golden import read_golden, write_golden
+from bentos.captioner.golden import read_golden
 from bentos.captioner.images import decode, to_pixels
 from tests.bentos import hostile
-
-
-@pytest.fixture(scope="module")
-def bento_home(tmp_path_factory) -> None:
-    """BentoML reads this once a process, so whoever set it first is left alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BENTOML_DO_NOT_TRACK", "True")
-        if "BENTOML_HOME" not in os.environ:
-            patch.setenv("BENTOML_HOME", str(tmp_path_factory.mktemp("bentoml")))
-        import bentoml
-
-        bentoml.models.list()
-        yield
-
-
-@pytest.fixture(scope="module")
-def golden_folder(tiny_blip: Path, tmp_path_factory, picture) -> Path:
-    folder = shutil.copytree(tiny_blip, tmp_path_factory.mktemp("golden") / "model")
-    engine = Engine.load(folder, device="cpu")
-    pixels = [to_pixels(picture(seed), 72) for seed in range(3)]
-    captions = [engine.caption(one[np.newaxis], Generation(8))[0].text for one in pixels]
-    write_golden(folder, pixels, captions)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tag(bento_home: None, golden_folder: Path) -> str:
-    labels = {"model_name": "tiny-model", "model_version": "12"}
-    return packaging.build(golden_folder, labels=labels)
-
-
-def processes_of(url: str) -> list[psutil.Process]:
-    port = url.rsplit(":", 1)[1]
-    marked = [p for p in psutil.process_iter(["cmdline"]) if port in (p.info["cmdline"] or [])]
-    return marked + [child for parent in marked for child in parent.children(recursive=True)]
+from tests.bentos.serving import processes_of
 
 
 def test_golden_pictures_are_read_back_pixel_by_pixel(golden_folder, picture) -> None:
