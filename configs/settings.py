@@ -15,7 +15,7 @@ class Settings(BaseSettings):
 
     var: Path = Field(ROOT / "var", description="All local state.")
     dvc_remote: str | None = Field(None, description="DVC remote URL; default: var/dvc-remote.")
-    captures: Path | None = Field(None, description="The service's capture folder.")
+    captures: str | None = Field(None, description="Where the service's captures lie.")
     service_url: str | None = Field(None, description="Where the captioner answers.")
     optuna_storage: str | None = Field(None, description="Database URL of searches' studies.")
     mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
@@ -29,8 +29,9 @@ class Settings(BaseSettings):
         return self.optuna_storage or f"sqlite:///{self.var / 'optuna' / 'optuna.db'}"
 
     @property
-    def capture_folder(self) -> Path:
-        return self.captures or self.var / "captures"
+    def captures_url(self) -> str:
+        """A folder, or a URL of an object store."""
+        return self.captures or str(self.var / "captures")
 
     @property
     def dvc_remote_url(self) -> str:

@@ -24,7 +24,7 @@ def collect_feedback(config: DataConfig) -> FeedbackSource | None:
     if not config.use_feedback:
         return None
     return feedback.export(
-        settings().capture_folder, settings().var / "feedback", minimum=config.min_feedback
+        settings().captures_url, settings().var / "feedback", minimum=config.min_feedback
     )
 
 

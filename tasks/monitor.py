@@ -15,7 +15,7 @@ from tasks.registry import lineage
 def detect_drift(champion: VersionRef, config: MonitorConfig, seed: int) -> report.DriftReport:
     """Tests the newest captured requests against the champion's reference set."""
     expected = reference.load(lineage.evaluation_folder(champion))
-    seen = window.read(settings().capture_folder, str(champion.version), config)
+    seen = window.read(settings().captures_url, str(champion.version), config)
     result = report.check(expected, seen, config, seed)
     publish("drift", result.markdown(), "Drift report")
     return result

@@ -10,7 +10,6 @@ import json
 import logging
 import sys
 import time
-import uuid
 from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bentos.captioner.problems import Problem, answer, problem
+from bentos.captioner.request_ids import new_request_id
 from bentos.captioner.tokens import NamedToken, Tokens
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Guard:
             return
         started = time.perf_counter()
         state = scope.setdefault("state", {})
-        state.update(request_id=uuid.uuid4().hex, token=None, status=None)
+        state.update(request_id=new_request_id(), token=None, status=None)
 
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from bentos.captioner.batching import QueueFull
 from bentos.captioner.bodies import BadBody
-from bentos.captioner.capture import CaptureUnavailable, UnknownRequest
+from bentos.captioner.captured import CaptureUnavailable, UnknownRequest
 from bentos.captioner.images import BadImage
 from bentos.captioner.options import BadOptions
 

@@ -3,20 +3,22 @@
 import asyncio
 import logging
 import time
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bentos.captioner.batching import Batched, MicroBatcher
-from bentos.captioner.capture import CapturedRequest, CaptureStore, UnknownRequest
+from bentos.captioner.capture import CaptureStore
+from bentos.captioner.captured import Bounds, CapturedRequest, UnknownRequest
 from bentos.captioner.challenge import Answered, Shadow, is_canarys
 from bentos.captioner.engine import Caption, TooManyTokens
 from bentos.captioner.images import open_image, orientation, render, to_pixels
 from bentos.captioner.models import MAX_BATCH, ServedModel
 from bentos.captioner.options import BadOptions, CaptionOptions
+from bentos.captioner.request_ids import new_request_id
 from bentos.captioner.settings import ServiceSettings
+from bentos.captioner.statistics import PictureStatistics, picture_statistics
 from bentos.captioner.telemetry import Telemetry
 from bentos.captioner.tracing import Tracing
 
@@ -38,14 +40,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Job:
-    """A picture as it came, the upright size it has, its pixels at one model's size, and how it
-    is to be captioned."""
+    """A picture as it came, the upright size it has, its pixels at one model's size, their
+    statistics if they are captured, and how it is to be captioned."""
 
     data: bytes
     options: CaptionOptions
     width: int
     height: int
     pixels: np.ndarray
+    statistics: PictureStatistics | None
     canary: str | None = None  # the version that answers, if it is not the champion
 
 
@@ -86,7 +89,11 @@ class Runtime:
         self._captures: CaptureStore | None = None
         if settings.captures is not None:
             self._captures = CaptureStore(
-                settings.captures, on_drop=lambda count: telemetry.capture_drops.inc(count)
+                settings.captures,
+                bounds=Bounds(settings.capture_max_bytes, settings.capture_days),
+                on_drop=telemetry.capture_drops.inc,
+                on_expire=telemetry.captures_expired.inc,
+                on_size=telemetry.capture_bytes.set,
             )
         telemetry.model_info.labels(model.name, model.version).set(1)
 
@@ -145,7 +152,7 @@ class Runtime:
         self.telemetry.queue_wait.observe(done.queue_seconds)
         self.telemetry.batch_size.observe(done.batch_size)
         self.telemetry.tokens.inc(done.result.caption.num_tokens)
-        request_id = request_id or uuid.uuid4().hex
+        request_id = request_id or new_request_id()
         answered = time.perf_counter()
         self._capture(request_id, job, done.result)
         if self.tracing is not None:
@@ -275,7 +282,8 @@ class Runtime:
         pixels = to_pixels(render(sent, side=size), size)
         if orientation(sent) >= 5:
             width, height = height, width
-        return _Job(data, options, width, height, pixels)
+        statistics = None if self._captures is None else picture_statistics(pixels)
+        return _Job(data, options, width, height, pixels, statistics)
 
     def _trace(self, tracing: Tracing, done: Batched[_Seen], queued: float) -> None:
         """What happened since a picture was `queued`."""
@@ -290,7 +298,7 @@ class Runtime:
         tracing.step("inference", begun, begun + done.run_seconds, attributes)
 
     def _capture(self, request_id: str, job: _Job, seen: _Seen) -> None:
-        if self._captures is None:
+        if self._captures is None or job.statistics is None:
             return
         self._captures.put(
             CapturedRequest(
@@ -302,7 +310,11 @@ class Runtime:
                 embedding=seen.embedding,
                 width=job.width,
                 height=job.height,
-                brightness=float(job.pixels.mean() / 255),
+                brightness=job.statistics.brightness,
                 image=job.data if self.settings.capture_images else None,
+                num_tokens=seen.caption.num_tokens,
+                sharpness=job.statistics.sharpness,
+                image_bytes=len(job.data),
+                options=job.options.model_dump(exclude_defaults=True),
             )
         )

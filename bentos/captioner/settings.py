@@ -1,5 +1,6 @@
 """What the environment tells a captioner."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,10 @@ class ServiceSettings:
     tokens_json: str | None = field(default=None, repr=False)
     tokens_file: Path | None = None
     cors_origins: tuple[str, ...] = ()
-    captures: Path | None = None
+    captures: str | None = None
     capture_images: bool = True
+    capture_max_bytes: int = 10 * 2**30
+    capture_days: float = math.inf
     follow: str | None = None
     follow_seconds: float = 2.0
     shadow: str | None = None
@@ -62,7 +65,6 @@ class ServiceSettings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "ServiceSettings":
         """Read CAPTIONLOOP_TOKEN, _CAPTURES, _CAPTURE_IMAGES, _FOLLOW, …; empty means unset."""
-        captures = environment.get("CAPTIONLOOP_CAPTURES")
         _check_registry(environment)
         tokens_file = environment.get("CAPTIONLOOP_TOKENS_FILE")
         return cls(
@@ -71,8 +73,12 @@ class ServiceSettings:
             tokens_json=environment.get("CAPTIONLOOP_TOKENS") or None,
             tokens_file=Path(tokens_file) if tokens_file else None,
             cors_origins=_origins(environment, "CAPTIONLOOP_CORS_ORIGINS"),
-            captures=Path(captures) if captures else None,
+            captures=environment.get("CAPTIONLOOP_CAPTURES") or None,
             capture_images=_flag(environment, "CAPTIONLOOP_CAPTURE_IMAGES", cls.capture_images),
+            capture_max_bytes=_count(
+                environment, "CAPTIONLOOP_CAPTURE_MAX_BYTES", cls.capture_max_bytes
+            ),
+            capture_days=_positive(environment, "CAPTIONLOOP_CAPTURE_DAYS", cls.capture_days),
             follow=environment.get("CAPTIONLOOP_FOLLOW") or None,
             follow_seconds=_positive(environment, "CAPTIONLOOP_FOLLOW_SECONDS", cls.follow_seconds),
             shadow=environment.get("CAPTIONLOOP_SHADOW") or None,

@@ -87,6 +87,17 @@ class Telemetry:
         self.capture_drops = Counter(
             "captioner_capture_drops", "Captures lost because the writer was behind.", registry=into
         )
+        self.captures_expired = Counter(
+            "captioner_captures_expired",
+            "Captures removed because they were too old or too many.",
+            registry=into,
+        )
+        self.capture_bytes = Gauge(
+            "captioner_capture_store_bytes",
+            "What is kept in the store of captures, by all who write to it.",
+            multiprocess_mode="livemostrecent",
+            registry=into,
+        )
         self.feedback = Counter("captioner_feedback", "Corrections stored.", registry=into)
         self.in_progress = Gauge(
             "captioner_requests_in_progress",

@@ -3,7 +3,8 @@
 import logging
 from pathlib import Path
 
-from bentos.captioner.capture import LabelledRequest, read_feedback
+from bentos.captioner.capture import Captures, read_feedback
+from bentos.captioner.captured import LabelledRequest
 from configs.schema import FeedbackSource
 from tasks.data import folders
 
@@ -17,7 +18,7 @@ class NotEnoughFeedback(ValueError):
     """Too few people corrected captions for a retraining to help."""
 
 
-def export(captures: Path, out: Path, *, minimum: int = 1) -> FeedbackSource:
+def export(captures: Captures, out: Path, *, minimum: int = 1) -> FeedbackSource:
     """Write every corrected request to `out/<digest>/`.
 
     The folder holds `images/` and `metadata.jsonl`. The same corrections give the same folder.

@@ -2,12 +2,12 @@
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bentos.captioner.capture import CapturedRequest, read_window
+from bentos.captioner.capture import Captures, read_window
+from bentos.captioner.captured import CapturedRequest
 from configs.schema import MonitorConfig
 from tasks.drift.detectors import DimensionMismatch
 
@@ -48,7 +48,7 @@ class Window:
         return digest.hexdigest()
 
 
-def read(folder: Path, champion_version: str, config: MonitorConfig) -> Window:
+def read(captures: Captures, champion_version: str, config: MonitorConfig) -> Window:
     """The newest captured requests that `champion_version` answered; none is no error."""
-    requests = read_window(folder, model_version=champion_version, limit=config.window_requests)
+    requests = read_window(captures, model_version=champion_version, limit=config.window_requests)
     return Window(champion_version, tuple(requests))

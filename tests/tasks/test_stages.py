@@ -252,7 +252,7 @@ def test_a_bento_that_fails_its_smoke_run_promotes_nothing(run):
 def capture(champion: VersionRef, world: str, count: int) -> None:
     """What the service would have stored of requests that show a world."""
     engine = Engine.load(versions.fetch(champion.model))
-    store = CaptureStore(settings().capture_folder)
+    store = CaptureStore(settings().captures_url)
     for index in range(count):
         pixels = np.asarray(scene(11, index, world).image)
         store.put(
