@@ -26,7 +26,9 @@ def one_thread() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def save_tiny_blip(folder: Path, *, seed: int, version: str, image_size: int = IMAGE_SIZE) -> Path:
+def save_tiny_blip(
+    folder: Path, *, seed: int, version: str, image_size: int = IMAGE_SIZE, width: int = 32
+) -> Path:
     """A model folder in the layout that training leaves, with weights drawn from `seed`."""
     import torch
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -45,15 +47,15 @@ def save_tiny_blip(folder: Path, *, seed: int, version: str, image_size: int = I
     core.decoder = decoders.WordPiece()
     BertTokenizerFast(tokenizer_object=core, bos_token="[DEC]").save_pretrained(folder)
 
-    layer = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    layer |= {"intermediate_size": 64, "initializer_range": 0.5}
+    layer = {"hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 2}
+    layer |= {"intermediate_size": 2 * width, "initializer_range": 0.5}
     ids = {"bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
     config = BlipConfig(
         text_config={
             **layer,
             **ids,
             "vocab_size": len(vocabulary),
-            "encoder_hidden_size": 32,
+            "encoder_hidden_size": width,
             "max_position_embeddings": 64,
         },
         vision_config={**layer, "image_size": image_size, "patch_size": 24},

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -461,3 +462,34 @@ def test_trouble_with_a_challenger_holds_no_champion_up(
 def test_a_challenger_must_be_another_alias_of_the_same_model(tiny_blip, uri) -> None:
     with pytest.raises(BadSetting, match="CAPTIONLOOP_CANARY must be"):
         Following(tiny_blip, canary=uri)
+
+
+def test_memory_is_at_its_level_again_after_every_swap(
+    make_tiny_blip, tmp_path, promote, move, picture, encode
+) -> None:
+    folders = [
+        make_tiny_blip(tmp_path / name / "m", seed=seed, version="-", width=768)
+        for seed, name in enumerate(("even", "odd"))
+    ]
+    versions = [promote(folder) for folder in folders]
+    size_bytes = (folders[0] / "model.safetensors").stat().st_size
+    assert size_bytes > 40e6
+    rss: list[int] = []
+
+    async def main() -> None:
+        service = Following(folders[0])
+        pictures = [encode(picture(seed)) for seed in range(8)]
+        for turn in range(10):
+            move("champion", versions[turn % 2])
+            await service.follower.check()
+            assert service.runtime.model.version == versions[turn % 2]
+            await asyncio.gather(
+                *(service.runtime.caption(data, CaptionOptions()) for data in pictures)
+            )
+            await service.follower.check()
+            rss.append(psutil.Process().memory_info().rss)
+        await service.runtime.close()
+
+    asyncio.run(main())
+    print("RSS in MB after each swap:", [round(size / 1e6) for size in rss])
+    assert max(rss) - rss[0] < size_bytes / 2
