@@ -83,6 +83,8 @@ def record_verdict(
 
 
 def _decide(version: VersionRef, verdict: Verdict, **told: str) -> None:
+    if verdict.decision == "reject":  # services that try challengers out are rid of it
+        versions.withdraw(version)
     lines = "\n".join(" ".join(reason.split()) for reason in verdict.reasons)
     told |= {"verdict": verdict.decision, "reasons": lines}
     versions.tag(version.name, version.version, told)

@@ -175,6 +175,12 @@ def point(name: str, alias: str, version: int | None) -> None:
         patiently(lambda: mlflow.set_registered_model_alias(name, alias, str(version)))
 
 
+def withdraw(version: VersionRef) -> None:
+    """Takes the alias `challenger` off the version, if it has it."""
+    if aliases(version.name).get(CHALLENGER) == version.version:
+        point(version.name, CHALLENGER, None)
+
+
 def aliases(name: str) -> dict[str, int]:
     """Who holds which alias now; nothing where the model is not registered."""
     found = _registered(name)

@@ -96,6 +96,21 @@ def test_a_first_verdict_without_comparisons_reads_back_empty(version):
     assert lineage.comparisons(version) == {}
 
 
+def test_who_is_rejected_is_challenger_no_more_and_who_is_not_stays_it(version, logged):
+    doubtful = Verdict(decision="needs_approval", reasons=("too few",))
+    rejected = Verdict(decision="reject", reasons=("no",), by="ann")
+    lineage.record_verdict(version, doubtful, {})
+    assert versions.aliases("shapes") == {versions.CHALLENGER: 1}
+    lineage.record_answer(version, rejected, "no")
+    assert versions.aliases("shapes") == {}
+    second = versions.register("shapes", logged("second"), {})
+    third = versions.register("shapes", logged("third"), {})
+    lineage.record_verdict(second, rejected, {})
+    assert versions.aliases("shapes") == {versions.CHALLENGER: third.version}
+    lineage.record_verdict(third, rejected, {})
+    assert versions.aliases("shapes") == {}
+
+
 def test_the_bento_is_known_once_the_version_was_promoted(version):
     assert lineage.bento(version) is None
     lineage.record_bento(version, "captioner:abc")

@@ -176,10 +176,10 @@ def test_the_gallery_s_page_lies_with_the_model_s_run(first, tmp_path):
     assert "There is no champion to compare it with." in Path(path).read_text(encoding="utf-8")
 
 
-def test_the_registered_version_tells_the_verdict(first):
+def test_the_registered_version_tells_the_verdict_and_is_challenger_no_more(first):
     version = versions.by_number("shapes", 1)
     assert "below the floor" in lineage.judged(version)[0]
-    assert versions.aliases("shapes")[versions.CHALLENGER] == version.version
+    assert versions.aliases("shapes") == {}
 
 
 def test_an_unchanged_second_run_does_no_work(first, run):
