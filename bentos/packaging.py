@@ -30,6 +30,7 @@ SERVICE = "bentos.captioner.service:Captioner"
 SERVICE_PACKAGES = (
     "bentoml",
     "fastapi",
+    "httptools",  # uvicorn takes it and uvloop where they are
     "mlflow-skinny",
     "numpy",
     "onnx",
@@ -41,6 +42,7 @@ SERVICE_PACKAGES = (
     "tokenizers",
     "torch",
     "transformers",
+    "uvloop",
 )
 SERVE_COMMAND = (sys.executable, "-m", "bentoml", "serve")
 STOP_SECONDS = 15.0

@@ -51,7 +51,7 @@ class MicroBatcher(Generic[Item, Result]):
     ) -> None:
         self._run = run
         self._key = key
-        self._max_batch = max_batch
+        self.max_batch = max_batch
         self._max_places = max_places
         self._places = 0
         self._waiting: list[_Waiting[Item, Result]] = []
@@ -114,7 +114,7 @@ class MicroBatcher(Generic[Item, Result]):
     def _take(self) -> list[_Waiting[Item, Result]]:
         waiting = [one for one in self._waiting if not one.future.done()]
         key = self._key(waiting[0].item) if waiting else None
-        batch = [one for one in waiting if self._key(one.item) == key][: self._max_batch]
+        batch = [one for one in waiting if self._key(one.item) == key][: self.max_batch]
         taken = {id(one) for one in batch}
         self._waiting = [one for one in waiting if id(one) not in taken]
         return batch

@@ -2,7 +2,8 @@
 
 import ctypes
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,23 @@ import numpy as np
 from bentos.captioner.engine import BadModelFolder, Engine
 from bentos.captioner.generation import Generation
 
-MAX_BATCH = 8
+LEAST_BATCH, MOST_BATCH = 8, 64  # the smaller one always pays, the larger one fills every queue
+# A batch keeps those waiting that come just after its start: they are not to notice.
+BATCH_SECONDS = 0.25
 BAKED_MODEL = "baked"  # the alias under which a Bento knows the model it was built with
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """An engine with the name and version that every answer carries, and where it came from."""
+    """An engine with the name and version that every answer carries, where it came from, and how
+    many pictures it takes at once."""
 
     engine: Engine
     name: str
     version: str
     source: str
     generation: Generation
+    max_batch: int = LEAST_BATCH
 
 
 def load_model(
@@ -40,8 +45,7 @@ def load_model(
         source=source,
         generation=Generation.from_card(engine.card),
     )
-    _warm(model, folder)
-    return model
+    return replace(model, max_batch=_warm(model, folder))
 
 
 def give_memory_back() -> None:
@@ -51,13 +55,23 @@ def give_memory_back() -> None:
         trim(0)
 
 
-def _warm(model: ServedModel, folder: Path) -> None:
-    """Run the batch sizes that come first, so that no request pays for first-time set-up."""
+def _warm(model: ServedModel, folder: Path) -> int:
+    """The largest batch that takes about BATCH_SECONDS with the longest captions; run here, so that
+    no request pays for first-time set-up."""
+    _run(model, 1, folder)
+    count = LEAST_BATCH
+    while _run(model, count, folder) < BATCH_SECONDS / 2 and count < MOST_BATCH:
+        count *= 2
+    return count
+
+
+def _run(model: ServedModel, count: int, folder: Path) -> float:
+    """Seconds of a batch. Raises BadModelFolder."""
     size = model.engine.image_size
-    for count in (1, MAX_BATCH):
-        captions, embeddings = model.engine.run(
-            np.zeros((count, size, size, 3), np.uint8), model.generation
-        )
-        finite = np.isfinite([caption.log_probability for caption in captions]).all()
-        if not finite or not np.isfinite(embeddings).all():
-            raise BadModelFolder(f"{folder} gives values that are not finite; its weights are bad.")
+    longest = replace(model.generation, min_new_tokens=model.generation.max_new_tokens)
+    started = time.perf_counter()
+    captions, embeddings = model.engine.run(np.zeros((count, size, size, 3), np.uint8), longest)
+    finite = np.isfinite([caption.log_probability for caption in captions]).all()
+    if not finite or not np.isfinite(embeddings).all():
+        raise BadModelFolder(f"{folder} gives values that are not finite; its weights are bad.")
+    return time.perf_counter() - started

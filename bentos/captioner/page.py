@@ -1,8 +1,9 @@
 """The page at / for people: three files of our own, and nothing from elsewhere."""
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from fastapi import APIRouter
+from fastapi import FastAPI
 from starlette.responses import FileResponse
 
 FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/icon.svg": "icon.svg"}
@@ -21,12 +22,13 @@ _HEADERS = {
 }
 
 
-def _route(path: str, name: str) -> None:
-    @router.get(path, include_in_schema=False)
+def add_routes(app: FastAPI) -> None:
+    for path, name in FILES.items():
+        app.get(path, include_in_schema=False)(_file(name))
+
+
+def _file(name: str) -> Callable[[], Awaitable[FileResponse]]:
     async def file() -> FileResponse:
         return FileResponse(_FOLDER / name, headers=_HEADERS)
 
-
-router = APIRouter()
-for _path, _name in FILES.items():
-    _route(_path, _name)
+    return file

@@ -14,7 +14,7 @@ from bentos.captioner.captured import Bounds, CapturedRequest, UnknownRequest
 from bentos.captioner.challenge import Answered, Shadow, is_canarys
 from bentos.captioner.engine import Caption, TooManyTokens
 from bentos.captioner.images import open_image, orientation, render, to_pixels
-from bentos.captioner.models import MAX_BATCH, ServedModel
+from bentos.captioner.models import MOST_BATCH, ServedModel
 from bentos.captioner.options import BadOptions, CaptionOptions
 from bentos.captioner.request_ids import new_request_id
 from bentos.captioner.settings import ServiceSettings
@@ -25,7 +25,7 @@ from bentos.captioner.tracing import Tracing
 logger = logging.getLogger(__name__)
 
 # One batch may fail by chance.
-MOST_CANARY_FAILURES = MAX_BATCH
+MOST_CANARY_FAILURES = MOST_BATCH
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Runtime:
         self._batcher: MicroBatcher[_Job, _Seen] = MicroBatcher(
             self._run,
             key=lambda job: (job.options, job.canary),
-            max_batch=MAX_BATCH,
+            max_batch=model.max_batch,
             max_places=settings.max_queue,
         )
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
@@ -104,6 +104,7 @@ class Runtime:
     def swap(self, model: ServedModel) -> None:
         """Let `model` answer from the next batch on; what runs now ends with the old one."""
         old, self._model = self._model, model
+        self._batcher.max_batch = model.max_batch
         self.telemetry.model_info.labels(old.name, old.version).set(0)
         self.telemetry.model_info.labels(model.name, model.version).set(1)
         self.telemetry.swaps.inc()

@@ -31,7 +31,7 @@ class Telemetry:
         self.batch_size = Histogram(
             "captioner_batch_size",
             "Images in a batch.",
-            buckets=(1.0, 2.0, 3.0, 4.0, 6.0, 8.0),
+            buckets=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
             registry=into,
         )
         self.queue_wait = Histogram(
