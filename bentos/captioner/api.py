@@ -12,6 +12,7 @@ from fastapi.telemetry import TelemetryConfig
 from pydantic import BaseModel, Field, StringConstraints
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import ClientDisconnect
 
 from bentos.captioner import page
@@ -30,6 +31,7 @@ from bentos.captioner.problems import (
     MEDIA_TYPE,
     Problem,
     add_problem_handlers,
+    answer_problem,
     problem_of,
 )
 from bentos.captioner.runtime import Answer, Runtime
@@ -113,7 +115,10 @@ def create_app(runtime: Runtime) -> FastAPI:
     app.state.runtime = runtime
     _add_routes(app, runtime.settings)
     page.add_routes(app)
-    app.add_middleware(Guard, runtime=runtime, tokens=tokens, public={METRICS, *page.PATHS})
+    # Within the guard, so that its answer is named, counted and logged as any other.
+    app.add_middleware(ServerErrorMiddleware, handler=answer_problem)
+    public = {METRICS, *page.PATHS} if runtime.settings.open_metrics else page.PATHS
+    app.add_middleware(Guard, runtime=runtime, tokens=tokens, public=public)
     if runtime.settings.cors_origins:
         app.add_middleware(  # outermost: a browser asks first, and without a token
             CORSMiddleware,
@@ -266,9 +271,8 @@ async def model(request: Request) -> ModelResponse:
 
 
 def metrics(request: Request) -> Response:
-    return Response(
-        _runtime(request).telemetry.exposition(), media_type="text/plain; version=0.0.4"
-    )
+    told = _runtime(request, "metrics").telemetry.exposition()
+    return Response(told, media_type="text/plain; version=0.0.4")
 
 
 def _canary_key(request: Request, runtime: Runtime) -> bytes | None:

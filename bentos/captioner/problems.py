@@ -73,11 +73,11 @@ def problem_of(error: Exception) -> Problem:
 
 def add_problem_handlers(app: FastAPI) -> None:
     """Answer every error that the routes or FastAPI itself raise as a problem."""
-    for kind in (*EXPECTED, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, _handle)
+    for kind in (*EXPECTED, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, answer_problem)
 
 
-def _handle(_: Request, error: Exception) -> JSONResponse:
+def answer_problem(_: Request, error: Exception) -> JSONResponse:
     headers = error.headers if isinstance(error, HTTPException) else None
     return answer(problem_of(error), headers)
 

@@ -152,7 +152,7 @@ class Runtime:
             done = await (self._by_canary(job) if job.canary else self._batcher.submit(job))
         self.telemetry.queue_wait.observe(done.queue_seconds)
         self.telemetry.batch_size.observe(done.batch_size)
-        self.telemetry.tokens.inc(done.result.caption.num_tokens)
+        self.telemetry.caption_tokens.observe(done.result.caption.num_tokens)
         request_id = request_id or new_request_id()
         answered = time.perf_counter()
         self._capture(request_id, job, done.result)

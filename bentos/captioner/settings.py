@@ -19,6 +19,7 @@ class ServiceSettings:
     token: str | None = field(default=None, repr=False)  # the log shows the settings
     tokens_json: str | None = field(default=None, repr=False)
     tokens_file: Path | None = None
+    open_metrics: bool = True
     cors_origins: tuple[str, ...] = ()
     captures: str | None = None
     capture_images: bool = True
@@ -72,6 +73,7 @@ class ServiceSettings:
             token=environment.get("CAPTIONLOOP_TOKEN") or None,
             tokens_json=environment.get("CAPTIONLOOP_TOKENS") or None,
             tokens_file=Path(tokens_file) if tokens_file else None,
+            open_metrics=_flag(environment, "CAPTIONLOOP_OPEN_METRICS", cls.open_metrics),
             cors_origins=_origins(environment, "CAPTIONLOOP_CORS_ORIGINS"),
             captures=environment.get("CAPTIONLOOP_CAPTURES") or None,
             capture_images=_flag(environment, "CAPTIONLOOP_CAPTURE_IMAGES", cls.capture_images),

@@ -2,11 +2,14 @@
 multi-process folder known in which prometheus_client keeps its values."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+    from prometheus_client.core import GaugeMetricFamily
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -18,6 +21,7 @@ class Telemetry:
         from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
         self._registry = into = registry or REGISTRY
+        into.register(GpuMemory())
         self.requests = Counter(
             "captioner_requests", "Requests answered.", ["route", "status"], registry=into
         )
@@ -42,16 +46,16 @@ class Telemetry:
         )
         self.model_info = Gauge(
             "captioner_model_info",
-            "1 for the model that answers now.",
+            "1 for the models that answer now: during a swap each worker may have another.",
             ["name", "version"],
-            multiprocess_mode="livemostrecent",
+            multiprocess_mode="livemax",
             registry=into,
         )
         self.challenger_info = Gauge(
             "captioner_challenger_info",
             "1 for the model that is tried out beside it, as `canary` or as `shadow`.",
             ["name", "version", "role"],
-            multiprocess_mode="livemostrecent",
+            multiprocess_mode="livemax",
             registry=into,
         )
         self.canary_answers = Counter(
@@ -111,8 +115,11 @@ class Telemetry:
             ["outcome"],
             registry=into,
         )
-        self.tokens = Counter(
-            "captioner_generated_tokens", "Tokens of the captions answered.", registry=into
+        self.caption_tokens = Histogram(
+            "captioner_caption_tokens",
+            "Tokens of a caption answered.",
+            buckets=(2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0, 32.0, 48.0, 64.0),
+            registry=into,
         )
         self.deletions = Counter(
             "captioner_captures_deleted", "Captures deleted on request.", registry=into
@@ -132,7 +139,28 @@ class Telemetry:
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)
+            registry.register(GpuMemory())
         return generate_latest(registry)
+
+
+class GpuMemory:
+    """Memory of the GPU, of all processes on it: the same whichever worker is asked. Nothing where
+    no model lies on a GPU."""
+
+    def collect(self) -> "Iterator[GaugeMetricFamily]":
+        from prometheus_client.core import GaugeMetricFamily
+
+        torch = sys.modules.get("torch")
+        if torch is None or not torch.cuda.is_initialized():
+            return
+        free, total = torch.cuda.mem_get_info()
+        name = "captioner_gpu_memory_bytes"
+        memory = GaugeMetricFamily(
+            name, "Memory of the GPU, by whether it is used.", labels=["state"]
+        )
+        memory.add_metric(["used"], total - free)
+        memory.add_metric(["free"], free)
+        yield memory
 
 
 def forget_dead_workers() -> None:

@@ -13,7 +13,7 @@ from bentos.captioner.settings import BadSetting, ServiceSettings
 
 logger = logging.getLogger(__name__)
 
-Scope = Literal["caption", "feedback", "captures"]
+Scope = Literal["caption", "feedback", "captures", "metrics"]
 ALL_SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 
 
@@ -65,6 +65,8 @@ class Tokens:
         if settings.tokens_file is not None:
             known = _read(settings.tokens_file)
             return cls(known, file=settings.tokens_file, on_reload_error=on_reload_error)
+        if not settings.open_metrics:
+            raise BadSetting("CAPTIONLOOP_OPEN_METRICS=0 needs tokens: set CAPTIONLOOP_TOKEN too.")
         return None
 
     def find(self, authorization: str) -> NamedToken | None:

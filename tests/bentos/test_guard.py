@@ -13,7 +13,7 @@ import pytest
 
 from bentos.captioner.settings import BadSetting, ServiceSettings
 from bentos.captioner.tokens import Tokens
-from tests.bentos.serving import assert_problem, held, served
+from tests.bentos.serving import HeldEngine, ServedModel, assert_problem, held, served
 
 TOKENS = [
     {"name": "app", "token": "a-token", "scopes": ["caption"]},
@@ -247,6 +247,52 @@ def test_the_access_log_has_a_json_object_a_request_and_no_token(model, png, cap
         assert response.headers["x-content-type-options"] == "nosniff"
     for secret in ("d-token", "wrong", "secret", "some-id", "wp-admin"):
         assert secret not in "".join(lines)
+
+
+def test_a_server_error_tells_no_reason_and_is_named_counted_and_logged_as_any_answer(
+    model, png, caplog
+) -> None:
+    class Broken(HeldEngine):
+        def run(self, *_: object) -> object:
+            raise RuntimeError("secret detail")
+
+    async def main() -> httpx.Response:
+        async with served(ServedModel(**{**vars(model), "engine": Broken(model)})) as service:
+            app = service.client._transport.app  # type: ignore[attr-defined]
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://t/v1") as client:
+                response = await client.post("/caption", files={"image": png(0)})
+            assert service.metric("requests_total", route="/v1/caption", status="500") == 1
+            assert service.metric("requests_in_progress") == 0
+            return response
+
+    with caplog.at_level(logging.INFO, logger="captioner.access"):
+        response = asyncio.run(main())
+    assert_problem(response, 500)
+    assert "secret" not in response.text
+    assert response.headers["x-content-type-options"] == "nosniff"
+    (entry,) = [json.loads(r.message) for r in caplog.records if r.name == "captioner.access"]
+    assert (entry["status"], entry["request_id"]) == (500, response.headers["x-request-id"])
+
+
+def test_the_metrics_are_open_unless_a_token_is_asked_for_there_too(model) -> None:
+    tokens = [{"name": "prometheus", "token": "p", "scopes": ["metrics"]}, TOKENS[0]]
+
+    async def main() -> None:
+        url = "http://test/metrics"
+        async with served(model, tokens_json=json.dumps(tokens)) as service:
+            assert (await service.client.get(url)).status_code == 200
+        async with served(model, tokens_json=json.dumps(tokens), open_metrics=False) as service:
+            assert_problem(await service.client.get(url), 401)
+            assert_problem(await service.client.get(url, headers=bearer("a-token")), 403)
+            answer = await service.client.get(url, headers=bearer("p"))
+            assert "captioner_requests_total" in answer.text
+            assert_problem(await service.caption(b"", headers=bearer("p")), 403)
+            assert (await service.client.get("http://test/")).status_code == 200
+        with pytest.raises(BadSetting, match="CAPTIONLOOP_OPEN_METRICS=0 needs tokens"):
+            Tokens.from_settings(ServiceSettings(open_metrics=False))
+
+    asyncio.run(main())
 
 
 def test_gauges_of_killed_workers_are_forgotten_and_those_of_others_kept(tmp_path) -> None:

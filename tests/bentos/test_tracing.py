@@ -176,17 +176,17 @@ def test_spans_are_named_by_route_and_never_by_what_a_stranger_sent(model, monke
     assert b"sesame" not in sent
 
 
-def test_a_failing_engine_is_an_error_of_its_type_in_the_trace(model, png, monkeypatch) -> None:
+def test_a_failing_engine_is_an_error_in_the_trace(model, png, monkeypatch) -> None:
     class Broken(HeldEngine):
         def run(self, *_: object) -> object:
-            raise RuntimeError("what broke")
+            raise RuntimeError
 
     broken = ServedModel(**{**vars(model), "engine": Broken(model)})
     with traced(broken, monkeypatch) as (url, collector):
         assert httpx.post(f"{url}/v1/caption", files={"image": png(0)}).status_code == 500
     (root,) = collector.named("POST /v1/caption")
     assert root.status.code == Status.STATUS_CODE_ERROR
-    assert attributes(root)["error.type"] == "RuntimeError"
+    assert attributes(root)["error.type"] == "500"
 
 
 def test_a_client_that_does_not_sample_gets_no_spans(model, png, monkeypatch) -> None:
