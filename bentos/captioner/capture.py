@@ -93,6 +93,8 @@ class CaptureStore:
                 self._waiting.append(request)
                 self._waiting_bytes += size
                 self._come += 1
+                if 2 * self._waiting_bytes > self._max_waiting_bytes and not self._away:
+                    self._hurry_up()
         if not fits:
             self._drop(1)
         return fits
@@ -116,8 +118,7 @@ class CaptureStore:
         """Return when all that was put is written. Raises CaptureUnavailable if it can't be."""
         with self._changed:
             goal = self._come
-            self._hurry = True
-            self._changed.notify_all()
+            self._hurry_up()
             if not self._changed.wait_for(lambda: self._written >= goal, timeout_seconds):
                 raise CaptureUnavailable("Captures can't be written now; send it again.")
 
@@ -125,8 +126,7 @@ class CaptureStore:
         """Write what waits and stop; what can't be written now is lost."""
         self._closed.set()
         with self._changed:
-            self._hurry = True
-            self._changed.notify_all()
+            self._hurry_up()
         for thread in self._threads:
             thread.join()
         self._backend.close()
@@ -142,6 +142,10 @@ class CaptureStore:
             if time.monotonic() >= deadline:
                 raise UnknownRequest(request_id)
             time.sleep(_RETRY_SECONDS)
+
+    def _hurry_up(self) -> None:
+        self._hurry = True
+        self._changed.notify_all()
 
     def _drop(self, count: int) -> None:
         self.dropped += count

@@ -61,11 +61,12 @@ class CaptureFile:
     def open(self) -> None:
         """Make the file, or give one from before the columns it lacks."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = connect(self._path)
-        self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = NORMAL")
-        self._connection.execute("PRAGMA secure_delete = ON")  # deleted bytes are overwritten, too
+        with self._available("opened"):
+            self._connection = connect(self._path)
+            self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
         with self._transaction() as connection:
             _create(connection)
 
@@ -133,9 +134,8 @@ class CaptureFile:
         if not self._lock.acquire(timeout=_LOCK_SECONDS):
             raise CaptureUnavailable(f"{self._path} is in use.")
         try:
-            yield self._connection
-        except sqlite3.Error as error:
-            raise CaptureUnavailable(f"{self._path} can't be changed now: {error}") from error
+            with self._available("changed"):
+                yield self._connection
         finally:
             self._lock.release()
 
@@ -150,14 +150,18 @@ class CaptureFile:
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         path = self._path if self._path.is_file() else None
-        with closing(connect(path)) as connection:
+        with self._available("read"), closing(connect(path)) as connection:
             if path is None:
                 _create(connection)
             connection.execute("PRAGMA query_only = ON")
-            try:
-                yield connection
-            except sqlite3.Error as error:
-                raise CaptureUnavailable(f"{self._path} can't be read now: {error}") from error
+            yield connection
+
+    @contextmanager
+    def _available(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise CaptureUnavailable(f"{self._path} can't be {done} now: {error}") from error
 
 
 def connect(path: Path | None) -> sqlite3.Connection:
