@@ -58,10 +58,9 @@ class _Segment:
 
 @dataclass(frozen=True, order=True)
 class _Feedback:
-    """What a person sent; `own` is its own id."""
+    """What a person sent of a request."""
 
     hour: str
-    own: str
     request_id: str
     path: str
 
@@ -175,8 +174,9 @@ class CaptureSegments:
             for hour, those in itertools.groupby(feedback, key=lambda one: one.hour):
                 of_hour = list(those)
                 requests = self._find(hour, {one.request_id for one in of_hour})
-                said = self._fs.cat([one.path for one in of_hour])
-                for one in of_hour:
+                contents = self._fs.cat([one.path for one in of_hour])
+                said = {path: json.loads(content) for path, content in contents.items()}
+                for one in sorted(of_hour, key=lambda one: said[one.path]["time"]):
                     request = requests.get(one.request_id)
                     if request is not None and request.image is not None:
                         labelled.setdefault(
@@ -185,7 +185,7 @@ class CaptureSegments:
                                 *(request.request_id, request.image, []),
                                 *(request.time, request.model_version),
                             ),
-                        ).captions.append(json.loads(said[one.path])["caption"])
+                        ).captions.append(said[one.path]["caption"])
         return sorted(labelled.values(), key=lambda one: (one.time, one.request_id))
 
     @contextmanager
@@ -228,13 +228,12 @@ class CaptureSegments:
         return found
 
     def _feedback(self, hour: str | None = None) -> list["_Feedback"]:
-        """What people sent, oldest first within an hour; of one hour's requests or of all."""
+        """What people sent, by hour; of one hour's requests or of all."""
         place = f"{self._root}/feedback" + (f"/hour={hour}" if hour else "")
         found = []
         for path in self._fs.find(place):
             folder, _, name = path.rpartition("/")
-            request_id, own = name.removesuffix(".json").split("-")
-            found.append(_Feedback(folder.rpartition("hour=")[2], own, request_id, path))
+            found.append(_Feedback(folder.rpartition("hour=")[2], name.partition("-")[0], path))
         return sorted(found)
 
     def _corrected(self) -> frozenset[str]:

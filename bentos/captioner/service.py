@@ -12,6 +12,7 @@ from pathlib import Path
 import bentoml
 
 from bentos.captioner.api import create_app
+from bentos.captioner.capture import backend_of
 from bentos.captioner.challenge import shadow_log
 from bentos.captioner.following import Follower
 from bentos.captioner.guard import Entrance, access_log, log_as_json
@@ -58,6 +59,8 @@ class Captioner:
         from circus.controller import Controller
 
         settings = ServiceSettings.from_environment(os.environ)
+        if settings.captures is not None:
+            backend_of(settings.captures)  # its packages may be missing
         # A dead worker is looked for every second, in milliseconds; BentoML does it every ten.
         Controller.check_delay = property(lambda _: 1000.0, lambda _, __: None)
         if settings.workers > 1:

@@ -1,3 +1,4 @@
+import asyncio
 import os
 import signal
 import sqlite3
@@ -27,10 +28,13 @@ from bentos.captioner.captured import (
     CaptureUnavailable,
     UnknownRequest,
 )
+from bentos.captioner.images import decode, to_pixels
 from bentos.captioner.request_ids import new_request_id
+from bentos.captioner.statistics import picture_statistics
 from bentos.packaging import free_port
 from configs.settings import ROOT
 from tests.bentos.captures import now, request, request_id
+from tests.bentos.serving import served
 
 EVERYTHING = 10_000
 # As the service had it before there was more to keep.
@@ -343,14 +347,14 @@ def test_both_stores_do_what_a_dictionary_does(tmp_path_factory, operations, lim
         backend.open()
         kept: dict[int, list[str]] = {}
         gone: set[int] = set()
-        for what, which in operations:
+        for step, (what, which) in enumerate(operations):
             if what == "write":  # an id is used once: never again after it was deleted
                 new = set(which) - gone
                 backend.write([request(number, version=str(number % 2)) for number in new])
                 kept |= {number: kept.get(number, []) for number in new}
             elif what == "correct":
-                assert backend.add_feedback(request_id(which), f"{which}", 0.0) == (which in kept)
-                kept.get(which, []).append(f"{which}")
+                assert backend.add_feedback(request_id(which), f"{step}", step) == (which in kept)
+                kept.get(which, []).append(f"{step}")
             else:
                 assert backend.delete(request_id(which)) == (which in kept)
                 gone |= {which} & kept.keys()
@@ -363,6 +367,46 @@ def test_both_stores_do_what_a_dictionary_does(tmp_path_factory, operations, lim
         said = [(one.request_id, one.captions) for one in backend.labelled()]
         assert said == [(request_id(n), captions) for n, captions in corrected]
         backend.close()
+
+
+def test_a_service_captures_what_it_saw_and_was_asked(place, model, png) -> None:
+    async def main() -> tuple[str, str]:
+        async with served(model, captures=place) as service:
+            answers = [await service.caption(png(seed)) for seed in (1, 2, 3)]
+            plain, _, gone = [answer.json()["request_id"] for answer in answers]
+            options = {"num_beams": "3", "prompt": "a"}
+            asked = await service.client.post("/caption", data=options, files={"image": png(1)})
+            sent = {"request_id": plain, "caption": "a red star"}
+            assert (await service.client.post("/feedback", json=sent)).status_code == 201
+            for status in (204, 404):
+                answer = await service.client.delete(f"/captures/{gone}")
+                assert answer.status_code == status
+            return plain, asked.json()["request_id"]
+
+    plain, asked = asyncio.run(main())
+    found = everything(place)
+    assert len(found) == 3
+    assert found[asked].options == {"num_beams": 3, "prompt": "a"}
+    captured = found[plain]
+    assert captured.options == {}
+    assert captured.image == png(1)
+    assert captured.image_bytes == len(png(1))
+    pixels = to_pixels(decode(png(1), side=72), 72)
+    assert captured.num_tokens == model.engine.caption(pixels[None], model.generation)[0].num_tokens
+    expected = picture_statistics(pixels)
+    assert (captured.brightness, captured.sharpness) == (expected.brightness, expected.sharpness)
+    assert [one.captions for one in read_feedback(place)] == [["a red star"]]
+
+
+def test_no_picture_is_stored_when_it_is_told_so(place, model, png) -> None:
+    async def main() -> None:
+        async with served(model, captures=place, capture_images=False) as service:
+            await service.caption(png(1))
+
+    asyncio.run(main())
+    (captured,) = everything(place).values()
+    assert (captured.image, captured.image_bytes) == (None, len(png(1)))
+    assert png(1)[-20:] not in bytes_at(place)
 
 
 def test_services_that_delete_from_one_segment_at_once_lose_nothing_else(bucket) -> None:

@@ -79,15 +79,6 @@ def test_what_was_seen_is_captured_and_can_be_corrected(model, png, tmp_path) ->
     assert (labelled.captions, labelled.image) == (["a red circle"], png(1))
 
 
-def test_pictures_are_not_kept_when_told_so(model, png, tmp_path) -> None:
-    async def main() -> None:
-        async with served(model, captures=tmp_path, capture_images=False) as service:
-            await service.caption(png(1))
-
-    asyncio.run(main())
-    assert read_window(tmp_path, model_version=None, limit=5)[0].image is None
-
-
 def test_bad_pictures_are_the_clients_problem(model, png, encode, picture) -> None:
     async def main() -> None:
         async with served(model) as service:
@@ -330,7 +321,8 @@ def test_a_folder_without_a_card_is_served_with_defaults(tiny_blip, tmp_path) ->
 def test_settings_say_which_variable_is_wrong() -> None:
     assert ServiceSettings.from_environment({}) == ServiceSettings()
     assert ServiceSettings.from_environment({"CAPTIONLOOP_TOKEN": ""}).token is None
-    for name in ("CAPTIONLOOP_FOLLOW_SECONDS", "CAPTIONLOOP_MAX_BODY_BYTES"):
+    names = ("FOLLOW_SECONDS", "MAX_BODY_BYTES", "CAPTURE_DAYS", "CAPTURE_MAX_BYTES")
+    for name in (f"CAPTIONLOOP_{name}" for name in names):
         for value in ("often", "0", "-1", "inf", "nan"):
             with pytest.raises(BadSetting, match=name):
                 ServiceSettings.from_environment({name: value})

@@ -1,12 +1,11 @@
 """What people corrected comes back as a source, once, with every caption."""
 
-import uuid
-
 import numpy as np
 import pytest
 from conftest import picture
 
 from bentos.captioner.capture import CapturedRequest, CaptureStore
+from bentos.captioner.request_ids import new_request_id
 from configs.schema import ChecksConfig, SplitsConfig
 from tasks.data.checks import run as checks
 from tasks.data.feedback import NotEnoughFeedback, export
@@ -16,7 +15,7 @@ from tasks.data.records import read_records
 
 def captured(image: bytes | None, time: float) -> CapturedRequest:
     return CapturedRequest(
-        request_id=uuid.uuid4().hex,
+        request_id=new_request_id(),
         time=time,
         model_version="3",
         caption="a dog",
@@ -42,12 +41,18 @@ def test_fewer_corrections_than_needed_are_refused_with_both_numbers(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_corrections_travel_from_the_service_to_a_validated_dataset(tmp_path):
+@pytest.fixture(params=["folder", "url"])
+def captures(request, tmp_path) -> str:
+    """Where the service captures: a folder, or an object store."""
+    return str(tmp_path / "captures") if request.param == "folder" else f"memory:/{tmp_path}"
+
+
+def test_corrections_travel_from_the_service_to_a_validated_dataset(captures, tmp_path):
     requests = [
         captured(picture(shade=i, kind=kind), float(i))
         for i, kind in enumerate(["JPEG", "PNG", "WEBP"])
     ]
-    store = CaptureStore(tmp_path / "captures")
+    store = CaptureStore(captures)
     for request in requests:
         store.put(request)
     store.feedback(requests[1].request_id, "a small red circle")
@@ -55,7 +60,7 @@ def test_corrections_travel_from_the_service_to_a_validated_dataset(tmp_path):
     store.feedback(requests[2].request_id, "a large blue star")
     store.close()
 
-    source = export(tmp_path / "captures", tmp_path / "out")
+    source = export(captures, tmp_path / "out")
     raw = ingest([source], tmp_path / "r")
     report = checks.run(raw, ChecksConfig(), SplitsConfig(), 0, tmp_path / "v", name="mine")
     dataset = report.accepted()
