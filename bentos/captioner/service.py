@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import bentoml
+import uvicorn.config
 
 from bentos.captioner.api import create_app
 from bentos.captioner.capture import backend_of
@@ -22,6 +23,8 @@ from bentos.captioner.settings import ServiceSettings, worker_count
 from bentos.captioner.telemetry import Telemetry, forget_dead_workers
 from bentos.captioner.tracing import tracing_from_environment
 
+# What BentoML's workers speak with clients: it has no setting for it.
+uvicorn.config.HTTP_PROTOCOLS["auto"] = "bentos.captioner.connection:Connection"
 logger = logging.getLogger(__name__)
 entrance = Entrance()
 

@@ -12,6 +12,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from bentos.captioner.api import create_app
+from bentos.captioner.connection import Connection
 from bentos.captioner.generation import Generation
 from bentos.captioner.models import ServedModel
 from bentos.captioner.runtime import Runtime
@@ -52,7 +53,8 @@ def site(model: ServedModel, tracing: Tracing | None = None, **options: object) 
     """The same behind a socket; its URL."""
     telemetry = Telemetry(CollectorRegistry())
     runtime = Runtime(model, ServiceSettings(**options), telemetry, tracing)
-    config = uvicorn.Config(create_app(runtime), port=0, log_level="warning", lifespan="off")
+    app = create_app(runtime)
+    config = uvicorn.Config(app, port=0, http=Connection, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
