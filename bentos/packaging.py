@@ -157,9 +157,9 @@ def smoke(tag: str, *, timeout_seconds: float) -> None:
         raise SmokeFailed(f"The model in {tag} has no golden pictures: nothing would be compared.")
     # Nothing but the baked model speaks. In a "container" a server whose worker can't start ends
     # at once, where else it would start it again and again until the time is up.
-    silenced = "TOKEN TOKENS TOKENS_FILE CAPTURES FOLLOW SHADOW CANARY CANARY_SHARE"
+    silenced = "TOKEN TOKENS TOKENS_FILE OPEN_METRICS CAPTURES FOLLOW SHADOW CANARY CANARY_SHARE"
     env = {f"CAPTIONLOOP_{name}": "" for name in silenced.split()}
-    env["BENTOML_CONTAINERIZED"] = "true"
+    env["BENTOML_CONTAINERIZED"] = env["OTEL_SDK_DISABLED"] = "true"
     try:
         with serve(tag, port=free_port(), env=env, ready_seconds=timeout_seconds) as url:
             for one in golden:

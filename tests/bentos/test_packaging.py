@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from packaging.requirements import Requirement
 
 from bentos import packaging
@@ -14,7 +15,9 @@ from bentos.captioner.capture import read_feedback, read_window
 from bentos.captioner.golden import read_golden
 from bentos.captioner.images import decode, to_pixels
 from tests.bentos import hostile
+from tests.bentos.collector import collecting
 from tests.bentos.serving import processes_of
+from tests.bentos.test_connection import sent_until_closed
 
 
 def test_golden_pictures_are_read_back_pixel_by_pixel(golden_folder, picture) -> None:
@@ -131,6 +134,30 @@ def _health_and_metrics(client: httpx.Client) -> None:
         'captioner_model_info{name="tiny-model",version="12"} 1.0',
     ):
         assert line in metrics
+
+
+@pytest.mark.e2e
+def test_bentomls_own_client_gets_in_by_a_token_and_its_request_is_traced(
+    tag, golden_folder
+) -> None:
+    import bentoml
+
+    golden = read_golden(golden_folder)[0]
+    with collecting() as (endpoint, collector):
+        env = {"CAPTIONLOOP_TOKEN": "sesame", "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+        with packaging.serve(tag, port=packaging.free_port(), env=env) as url:
+            with bentoml.SyncHTTPClient(url, token="sesame") as client:
+                files = {"image": golden.path.read_bytes()}
+                answer = client.request("POST", "/v1/caption", files=files)
+            assert answer.json()["caption"] == golden.caption
+            port = int(url.rpartition(":")[2])
+            sent, _ = sent_until_closed(
+                ("127.0.0.1", port), b"GET / HTTP/1.1\r\n", b"A: b\r\n" * 999
+            )
+            assert sent < 20 << 20
+    roots = [span.name for span in collector.spans if span.kind == Span.SPAN_KIND_SERVER]
+    assert roots == ["POST /v1/caption"]
+    assert len(collector.named("inference")) == 1
 
 
 @pytest.mark.e2e
