@@ -1,5 +1,6 @@
 """Builds the captioner into a Bento, starts it as a real process, and checks what it says."""
 
+import argparse
 import contextlib
 import logging
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,21 @@ import httpx
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from bentos.captioner.engine import BadModelFolder, card_of, image_size_of
+from bentos.captioner.following import fetch
 from bentos.captioner.golden import read_golden
 from bentos.captioner.models import BAKED_MODEL
+from configs.settings import git_commit, settings
 
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVICE = "bentos.captioner.service:Captioner"
-# What the service imports; mlflow-skinny is enough to follow a registry over HTTP.
+# What the service imports.
 SERVICE_PACKAGES = (
     "bentoml",
     "fastapi",
     "httptools",  # uvicorn takes it and uvloop where they are
-    "mlflow-skinny",
     "numpy",
     "onnx",
     "onnxruntime",
@@ -44,6 +47,8 @@ SERVICE_PACKAGES = (
     "transformers",
     "uvloop",
 )
+# What it can do besides: mlflow-skinny is enough to follow a registry over HTTP.
+EXTRAS = {"mlflow": "mlflow-skinny", "heic": "pillow-heif", "s3": "s3fs"}
 SERVE_COMMAND = (sys.executable, "-m", "bentoml", "serve")
 STOP_SECONDS = 15.0
 
@@ -52,15 +57,43 @@ class SmokeFailed(RuntimeError):
     """The served model doesn't say what it said offline, or doesn't serve."""
 
 
+class NoSuchModel(ValueError):
+    """A model that the registry doesn't give."""
+
+
 class ServeFailed(RuntimeError):
     """The server did not become ready; the message ends with its log."""
 
 
-def build(model_folder: Path, *, labels: dict[str, str]) -> str:
+def package(
+    model_folder: Path,
+    *,
+    labels: dict[str, str],
+    extras: Iterable[str] = (),
+    timeout_seconds: float,
+) -> str:
+    """Build a Bento and hold it to its golden pictures; returns its tag.
+
+    One that fails is deleted, so that `captioner:latest` never names it. Raises SmokeFailed.
+    """
+    import bentoml
+
+    if not read_golden(model_folder):
+        raise SmokeFailed(f"{model_folder} has no golden pictures: nothing would be compared.")
+    tag = build(model_folder, labels=labels, extras=extras)
+    try:
+        smoke(tag, timeout_seconds=timeout_seconds)
+    except SmokeFailed:
+        bentoml.bentos.delete(tag)
+        raise
+    return tag
+
+
+def build(model_folder: Path, *, labels: dict[str, str], extras: Iterable[str] = ()) -> str:
     """Build a Bento with this model inside, in the store of BENTOML_HOME; returns its tag.
 
     The labels `model_name` and `model_version` are what the service will call the model; without
-    them it is called what its card says.
+    them it is called what its card says. `extras` are keys of EXTRAS.
     """
     import bentoml
 
@@ -78,10 +111,15 @@ def build(model_folder: Path, *, labels: dict[str, str]) -> str:
             "bentos/captioner/static/*",
         ],
         # Locking would resolve anew and pin the NVIDIA packages; these pins are ours already.
-        python={"packages": service_requirements(), "lock_packages": False},
+        python={"packages": service_requirements(extras), "lock_packages": False},
         build_ctx=str(ROOT),
     )
     return str(bento.tag)
+
+
+def use_default_home() -> None:
+    """Bentos go to `var/bentoml` where BENTOML_HOME names no other place."""
+    os.environ.setdefault("BENTOML_HOME", str(settings().var / "bentoml"))
 
 
 def stored(tag: str) -> bool:
@@ -96,14 +134,15 @@ def stored(tag: str) -> bool:
     return True
 
 
-def service_requirements() -> list[str]:
+def service_requirements(extras: Iterable[str] = ()) -> list[str]:
     """The pins of requirements.lock that the service needs, with all that those need in turn."""
-    pins: dict[str, str] = {}
+    pins: dict[str, list[str]] = {}  # several where they differ by Python's version
     for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
-            pins[canonicalize_name(re.split(r"[=\[ ;]", line, maxsplit=1)[0])] = line
+            name = canonicalize_name(re.split(r"[=\[ ;]", line, maxsplit=1)[0])
+            pins.setdefault(name, []).append(line)
     found: set[str] = set()
-    open_names = [canonicalize_name(name) for name in SERVICE_PACKAGES]
+    open_names = list(map(canonicalize_name, [*SERVICE_PACKAGES, *(EXTRAS[e] for e in extras)]))
     while open_names:
         name = open_names.pop()
         # A package that the lock leaves out comes with another: torch brings its CUDA packages.
@@ -115,7 +154,7 @@ def service_requirements() -> list[str]:
             for requirement in map(Requirement, requires(name) or [])
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         ]
-    return sorted(pins[name] for name in found)
+    return sorted(line for name in found for line in pins[name])
 
 
 @contextlib.contextmanager
@@ -238,3 +277,75 @@ def _end_group(process: "subprocess.Popen[Any]") -> None:
 
 def _tail(log: Path, lines: int = 150) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Packages what the command line names; prints the Bento's tag."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bentos.packaging",
+        description="Build a model into a Bento, hold it to its golden pictures, print its tag.",
+    )
+    parser.add_argument(
+        "model", help="a folder, or models:/NAME@ALIAS or models:/NAME/VERSION of MLflow"
+    )
+    parser.add_argument("--name", help="what the service calls the model; default: as its card")
+    parser.add_argument("--version", help="and its version")
+    parser.add_argument(
+        "--extra",
+        action="append",
+        default=[],
+        choices=sorted(EXTRAS),
+        dest="extras",
+        help="what else it is to do: follow a registry (mlflow), read HEIC, put captures on S3",
+    )
+    parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS")
+    asked = parser.parse_args(arguments)
+    use_default_home()
+    try:
+        with _model(asked.model) as (folder, known):
+            given = {"model_name": asked.name, "model_version": asked.version}
+            labels = _labels(folder) | known | {k: v for k, v in given.items() if v}
+            tag = package(folder, labels=labels, extras=asked.extras, timeout_seconds=asked.timeout)
+    except (BadModelFolder, NoSuchModel, SmokeFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(tag)
+    return 0
+
+
+@contextlib.contextmanager
+def _model(asked: str) -> Iterator[tuple[Path, dict[str, str]]]:
+    """The folder of what was asked for, and the labels that the registry knows."""
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/([^/@]+))", asked)
+    if match is None:
+        yield Path(asked), {}
+        return
+    import mlflow
+
+    uri = settings().tracking_uri
+    mlflow.set_tracking_uri(uri)
+    name, alias, number = match.groups()
+    client = mlflow.MlflowClient()
+    with tempfile.TemporaryDirectory(prefix="captioner-") as scratch:
+        try:
+            if alias is not None:
+                number = str(client.get_model_version_by_alias(name, alias).version)
+            tags = client.get_model_version(name, number).tags
+            folder = fetch(name, number, Path(scratch))
+        except (mlflow.MlflowException, FileNotFoundError) as error:
+            raise NoSuchModel(f"{asked} can't be had from {uri}: {error}") from error
+        known = {"model_name": name, "model_version": number}
+        yield folder, known | {k: tags[k] for k in ("dataset_digest",) if k in tags}
+
+
+def _labels(folder: Path) -> dict[str, str]:
+    """What the card says; the commit is that of the service's code."""
+    image_size_of(folder)  # of nothing else is a Bento made
+    card = card_of(folder)
+    keys = {"name": "model_name", "version": "model_version", "dataset_digest": "dataset_digest"}
+    labels = {label: str(card[key]) for key, label in keys.items() if key in card}
+    return {**labels, "git_commit": git_commit()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -505,6 +505,7 @@ class GateConfig(Section):
 
 class PackageConfig(Section):
     smoke_timeout_seconds: PositiveFloat = 120.0
+    extras: tuple[Literal["heic", "mlflow", "s3"], ...] = ("mlflow",)  # so that it can follow the alias
 
 
 class MonitorConfig(Section):

@@ -1,5 +1,6 @@
 """Where this machine keeps its state and finds its servers; all from the environment."""
 
+import subprocess
 from pathlib import Path
 
 from pydantic import Field
@@ -41,3 +42,13 @@ class Settings(BaseSettings):
 def settings() -> Settings:
     """The settings as the environment has them now."""
     return Settings()
+
+
+def git_commit() -> str:
+    """The project's commit, with `-dirty` when files differ; `unknown` outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()

@@ -1,13 +1,10 @@
 """Package: a version as a Bento that has answered for itself as a real process."""
 
-import os
-
 from prefect import task
 
 from bentos import packaging
 from bentos.packaging import SmokeFailed as SmokeFailed
 from configs.schema import PackageConfig
-from configs.settings import settings
 from tasks.artifacts import publish, table
 from tasks.refs import BentoRef, VersionRef
 from tasks.registry import lineage, versions
@@ -20,11 +17,15 @@ def package(version: VersionRef, config: PackageConfig) -> BentoRef:
 
     Raises `SmokeFailed` naming the image when one differs.
     """
-    os.environ.setdefault("BENTOML_HOME", str(settings().var / "bentoml"))
+    packaging.use_default_home()
     labels = lineage.labels(version)
-    tag = lineage.bento(version)
-    if tag is None or not packaging.stored(tag):
-        tag = packaging.build(versions.fetch(version.model), labels=labels)
-    packaging.smoke(tag, timeout_seconds=config.smoke_timeout_seconds)
+    tag, seconds = lineage.bento(version), config.smoke_timeout_seconds
+    if tag is not None and packaging.stored(tag):
+        packaging.smoke(tag, timeout_seconds=seconds)
+    else:
+        folder = versions.fetch(version.model)
+        tag = packaging.package(
+            folder, labels=labels, extras=config.extras, timeout_seconds=seconds
+        )
     publish("package", table({"Bento": tag, **labels}), "The Bento that passed its smoke run")
     return BentoRef(tag=tag, version=version.version)

@@ -113,7 +113,7 @@ class Engine:
             family=family,
             mean=preprocessor["image_mean"],
             std=preprocessor["image_std"],
-            card=_read_json(folder / CARD_FILE) or {},
+            card=card_of(folder),
         )
 
     @property
@@ -182,6 +182,14 @@ def image_size_of(folder: Path) -> int:
     Raises BadModelFolder.
     """
     return _family(folder).image_size(_config(folder))
+
+
+def card_of(folder: Path) -> dict[str, Any]:
+    """What the folder says of its model: name, version, generation, …; nothing if it has no card.
+
+    Raises BadModelFolder.
+    """
+    return _read_json(folder / CARD_FILE) or {}
 
 
 def _threads(cores: int) -> int:

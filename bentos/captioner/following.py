@@ -183,19 +183,7 @@ class Follower:
     def _bring(self, version: str) -> ServedModel:
         """Fetch, load, warm and check a version. Raises BadVersion, or what may pass as it is."""
         with tempfile.TemporaryDirectory(prefix="captioner-") as scratch:
-            return self._load(version, self._fetch(version, Path(scratch)))
-
-    def _fetch(self, version: str, into: Path) -> Path:
-        """The version's files; the model folder may lie some levels down in the artifacts."""
-        from mlflow.artifacts import download_artifacts
-
-        root = Path(
-            download_artifacts(artifact_uri=f"models:/{self._name}/{version}", dst_path=str(into))
-        )
-        if not any(root.iterdir()):  # so MLflow tells of artifacts that are away
-            raise FileNotFoundError(f"Version {version} of {self._name} came without a file.")
-        configs = sorted(root.rglob("config.json"), key=lambda path: len(path.parts))
-        return configs[0].parent if configs else root
+            return self._load(version, fetch(self._name, version, Path(scratch)))
 
     def _load(self, version: str, folder: Path) -> ServedModel:
         source = f"models:/{self._name}/{version}"
@@ -205,6 +193,17 @@ class Follower:
         except VERSION_FAULTS as error:
             raise BadVersion(str(error)) from error
         return model
+
+
+def fetch(name: str, version: str, into: Path) -> Path:
+    """The model folder of a version, which may lie some levels down in its artifacts."""
+    from mlflow.artifacts import download_artifacts
+
+    root = Path(download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=str(into)))
+    if not any(root.iterdir()):  # so MLflow tells of artifacts that are away
+        raise FileNotFoundError(f"Version {version} of {name} came without a file.")
+    configs = sorted(root.rglob("config.json"), key=lambda path: len(path.parts))
+    return configs[0].parent if configs else root
 
 
 def _parsed(uri: str, variable: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -124,6 +125,11 @@ def _check_registry(environment: Mapping[str, str]) -> None:
             raise BadSetting(f"CAPTIONLOOP_{name} needs {needed}: set it too.")
     if environment.get("CAPTIONLOOP_SHADOW") and environment.get("CAPTIONLOOP_CANARY"):
         raise BadSetting("CAPTIONLOOP_SHADOW and CAPTIONLOOP_CANARY are set: keep one of them.")
+    if environment.get("CAPTIONLOOP_FOLLOW") and find_spec("mlflow") is None:
+        raise BadSetting(
+            "CAPTIONLOOP_FOLLOW needs MLflow, which is not installed here: package the Bento with "
+            "`--extra mlflow` (package.extras), or install mlflow-skinny beside it."
+        )
 
 
 def _share(environment: Mapping[str, str], name: str, default: float) -> float:

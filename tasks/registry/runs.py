@@ -2,7 +2,6 @@
 
 import contextlib
 import random
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from configs.settings import ROOT, settings
+from configs.settings import git_commit, settings
 from tasks.refs import PreparedRef
 
 if TYPE_CHECKING:
@@ -181,16 +180,6 @@ def link(run_id: str, artifact: str = "") -> str:
     experiment = client().get_run(run_id).info.experiment_id
     page = f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
     return f"[{shown}]({page}/artifacts/{artifact})" if artifact else f"[{shown}]({page})"
-
-
-def git_commit() -> str:
-    """The project's commit, with `-dirty` when files differ; `unknown` outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
 
 
 def _flat(sections: Mapping[str, BaseModel]) -> dict[str, object]:

@@ -1,8 +1,12 @@
 import concurrent.futures
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import numpy as np
@@ -14,6 +18,8 @@ from bentos import packaging
 from bentos.captioner.capture import read_feedback, read_window
 from bentos.captioner.golden import read_golden
 from bentos.captioner.images import decode, to_pixels
+from configs.schema import PackageConfig
+from configs.settings import git_commit
 from tests.bentos import hostile
 from tests.bentos.collector import collecting
 from tests.bentos.serving import processes_of
@@ -28,13 +34,31 @@ def test_golden_pictures_are_read_back_pixel_by_pixel(golden_folder, picture) ->
         assert np.array_equal(decoded, to_pixels(picture(seed), 72))
 
 
+def names(lines: list[str]) -> set[str]:
+    return {Requirement(line).name.lower() for line in lines}
+
+
 def test_the_requirements_are_pinned_lean_and_free_of_urls() -> None:
-    lines = packaging.service_requirements()
-    names = {Requirement(line).name.lower() for line in lines}
+    lines = packaging.service_requirements(packaging.EXTRAS)
     assert all("==" in line and "://" not in line and "+cpu" not in line for line in lines)
-    assert {"torch", "transformers", "bentoml", "fastapi", "starlette", "pillow"} <= names
-    assert not names & {"prefect", "alibi-detect", "dvc", "mlflow", "pytest", "evaluate"}
-    assert not any(name.startswith("nvidia-cu") for name in names)
+    assert {"torch", "transformers", "bentoml", "fastapi", "starlette", "pillow"} <= names(lines)
+    assert not names(lines) & {"prefect", "alibi-detect", "dvc", "mlflow", "pytest", "evaluate"}
+    assert not any(name.startswith("nvidia-cu") for name in names(lines))
+
+
+def test_every_package_that_is_required_is_pinned_for_the_python_of_the_image() -> None:
+    held = [Requirement(line) for line in packaging.service_requirements()]
+    here = {one.name.lower() for one in held if one.marker is None or one.marker.evaluate()}
+    assert names(packaging.service_requirements()) == here  # networkx has a pin for each Python
+
+
+def test_mlflow_and_heic_come_only_when_asked_for() -> None:
+    lean = names(packaging.service_requirements())
+    assert not lean & {"mlflow-skinny", "gitpython", "databricks-sdk", "pillow-heif"}
+    assert names(packaging.service_requirements(["mlflow"])) - lean >= {"mlflow-skinny", "sqlparse"}
+    assert names(packaging.service_requirements(["heic"])) - lean == {"pillow-heif"}
+    allowed = PackageConfig.model_fields["extras"].annotation
+    assert set(get_args(get_args(allowed)[0])) == packaging.EXTRAS.keys()
 
 
 @pytest.mark.e2e
@@ -182,8 +206,8 @@ def test_hostile_requests_make_no_server_error_and_good_ones_are_still_answered(
 
 
 @pytest.mark.e2e
-def test_the_smoke_run_names_the_picture_that_differs(
-    bento_home, golden_folder, tmp_path, monkeypatch
+def test_a_bento_that_says_something_else_is_told_by_picture_and_not_kept(
+    bento_home, golden_folder, tmp_path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     lying = shutil.copytree(golden_folder, tmp_path / "model")
@@ -191,18 +215,63 @@ def test_the_smoke_run_names_the_picture_that_differs(
     entries = json.loads(index.read_text())
     said, entries[1]["caption"] = entries[1]["caption"], "what nobody said"
     index.write_text(json.dumps(entries))
-    bad = packaging.build(lying, labels={})
-    with pytest.raises(packaging.SmokeFailed) as caught:
-        packaging.smoke(bad, timeout_seconds=120)
-    for words in ("1.png", "what nobody said", said):
-        assert words in str(caught.value)
+    before = bentos()
+    assert packaging.main([str(lying)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    for words in ("error: ", "1.png", "what nobody said", said):
+        assert words in line
+    assert bentos() == before
+
+
+def bentos() -> set[str]:
+    import bentoml
+
+    return {str(one.tag) for one in bentoml.bentos.list()}
+
+
+def test_what_can_not_be_packaged_is_told_in_a_line(
+    bento_home, tiny_blip, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    before = bentos()
+    for asked, words in (
+        (str(tmp_path / "nothing"), "has no config.json"),
+        (str(tiny_blip), "no golden pictures"),
+        ("models:/a@champion", "http://127.0.0.1:9"),
+    ):
+        assert packaging.main([asked]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert words in line
+    assert bentos() == before
 
 
 @pytest.mark.e2e
-def test_a_model_without_golden_pictures_fails_the_smoke_run(bento_home, tiny_blip) -> None:
-    tag = packaging.build(tiny_blip, labels={})
-    with pytest.raises(packaging.SmokeFailed, match="no golden pictures"):
-        packaging.smoke(tag, timeout_seconds=1)
+def test_a_version_of_the_registry_is_packaged_by_its_alias(
+    bento_home, golden_folder, tmp_path, monkeypatch, capsys
+) -> None:
+    import bentoml
+    import mlflow
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    mlflow.set_tracking_uri(None)  # which also takes the variable out of the environment
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment("e", artifact_location=(tmp_path / "artifacts").as_uri())
+    logged = client.create_logged_model(experiment_id=experiment, name="tiny")
+    client.log_model_artifacts(logged.model_id, str(golden_folder))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.create_registered_model("photos")
+    source = f"models:/{logged.model_id}"
+    client.create_model_version("photos", source, tags={"dataset_digest": "abc"})
+    client.set_registered_model_alias("photos", "champion", "1")
+
+    assert packaging.main(["models:/photos@champion", "--extra", "mlflow"]) == 0
+    tag = capsys.readouterr().out.strip()
+    labels = bentoml.bentos.get(tag).info.labels
+    assert labels.pop("git_commit") == git_commit()
+    assert labels == {"model_name": "photos", "model_version": "1", "dataset_digest": "abc"}
 
 
 @pytest.mark.e2e
@@ -214,3 +283,69 @@ def test_a_model_that_does_not_load_fails_the_smoke_run_with_the_servers_log(
     tag = packaging.build(broken, labels={})
     with pytest.raises(packaging.SmokeFailed, match=r"The server ended[\s\S]*BadModelFolder"):
         packaging.smoke(tag, timeout_seconds=120)
+
+
+@pytest.mark.e2e
+def test_a_machine_with_nothing_but_the_bentos_requirements_serves_it(
+    tag, golden_folder, tmp_path, monkeypatch
+) -> None:
+    import bentoml
+
+    requirements = Path(bentoml.bentos.get(tag).path) / "env" / "python" / "requirements.txt"
+    python = tmp_path / "venv" / "bin" / "python"
+    find_links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS", "")
+    for command in (
+        ["venv", "--python", "3.11", str(tmp_path / "venv")],
+        ["pip", "install", "--python", str(python), "-r", str(requirements)],
+    ):
+        uv = [sys.executable, "-m", "uv", "--quiet", *command]
+        subprocess.run(uv, check=True, env={**os.environ, "UV_FIND_LINKS": find_links})
+    code = "import importlib.util as u; print([n for n in {} if u.find_spec(n)])".format(
+        ["prefect", "mlflow", "alibi_detect", "datasets", "dvc", "evaluate", "bentos", "tasks"]
+    )
+    said = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert said.stdout == "[]\n", said.stderr
+
+    monkeypatch.setattr(packaging, "SERVE_COMMAND", (str(python), "-m", "bentoml", "serve"))
+    for name in os.environ.keys() - {"PATH", "HOME", "TMPDIR", "BENTOML_HOME"}:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("BENTOML_DO_NOT_TRACK", "True")
+    with packaging.serve(
+        "captioner:latest", port=packaging.free_port(), env={"OMP_NUM_THREADS": "1"}
+    ) as url:
+        for one in read_golden(golden_folder):
+            answer = httpx.post(f"{url}/v1/caption", files={"image": one.path.read_bytes()})
+            assert answer.json()["caption"] == one.caption
+    follow = {"CAPTIONLOOP_FOLLOW": "models:/a@champion", "MLFLOW_TRACKING_URI": "http://mlflow"}
+    with (
+        pytest.raises(packaging.ServeFailed, match="needs MLflow, which is not installed here"),
+        packaging.serve(tag, port=packaging.free_port(), env=follow),
+    ):
+        pass
+
+
+@pytest.mark.e2e
+def test_the_image_installs_the_pins_and_pip_needs_no_overrides_for_them(
+    bento_home, golden_folder, tmp_path
+) -> None:
+    import bentoml
+    from bentoml.container import get_containerfile
+
+    tag = packaging.build(golden_folder, labels={}, extras=packaging.EXTRAS)
+    get_containerfile(tag, output_path=str(tmp_path / "Dockerfile"))
+    assert "pip install -r $BENTO_PATH/env/python/requirements.txt" in (
+        (tmp_path / "Dockerfile").read_text()
+    )
+    requirements = Path(bentoml.bentos.get(tag).path) / "env" / "python" / "requirements.txt"
+    pins = set(map(Requirement, packaging.service_requirements(packaging.EXTRAS)))
+    assert set(map(Requirement, requirements.read_text().splitlines())) == pins
+    find_links = os.environ.get("PIP_FIND_LINKS", "")
+    resolve = [sys.executable, "-m", "uv", "pip", "compile", "--python-version", "3.11"]
+    resolved = subprocess.run(
+        [*resolve, str(requirements)],
+        cwd=tmp_path,  # away from this project's overrides
+        env={"UV_FIND_LINKS": find_links, **os.environ},
+        capture_output=True,
+        text=True,
+    )
+    assert resolved.returncode == 0, resolved.stderr
