@@ -505,7 +505,8 @@ class GateConfig(Section):
 
 class PackageConfig(Section):
     smoke_timeout_seconds: PositiveFloat = 120.0
-    extras: tuple[Literal["heic", "mlflow", "s3"], ...] = ("mlflow",)  # so that it can follow the alias
+    # What the service is to do besides; with MLflow it can follow the champion.
+    extras: tuple[Literal["heic", "mlflow", "s3"], ...] = ("mlflow",)
 
 
 class MonitorConfig(Section):

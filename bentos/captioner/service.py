@@ -42,8 +42,14 @@ entrance = Entrance()
     logging={"access": {"enabled": False}},
     # Its tracing makes a span of each request even where nobody collects any: 0.1 ms.
     tracing={"excluded_urls": [".*"]},
-    # Spinning OpenMP threads steal the cores from the decoders: 2 threads were 5 times slower.
-    envs=[{"name": "OMP_WAIT_POLICY", "value": "PASSIVE"}],
+    envs=[
+        # Spinning OpenMP threads steal the cores from the decoders: 2 threads were 5 times slower.
+        {"name": "OMP_WAIT_POLICY", "value": "PASSIVE"},
+        # Decoded pictures go back to the system when they are freed. By its own choice glibc keeps
+        # them, in an arena a thread and up to 32 MiB a piece.
+        {"name": "MALLOC_ARENA_MAX", "value": "2"},
+        {"name": "MALLOC_MMAP_THRESHOLD_", "value": "4194304"},
+    ],
 )
 class Captioner:
     """Captions pictures; follows the champion of a model registry if told to."""
