@@ -4,7 +4,6 @@ checked beside the old one, then takes over; a bad one is refused and the old on
 import asyncio
 import logging
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 from bentos.captioner.golden import check_golden
 from bentos.captioner.models import ServedModel, give_memory_back, load_model
 from bentos.captioner.runtime import Runtime
-from bentos.captioner.settings import BadSetting
+from bentos.captioner.settings import name_and_alias
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,8 @@ class BadVersion(ValueError):
 
 class Follower:
     """Polls `models:/<name>@<alias>` and swaps the runtime's model when the alias moves; puts what
-    a second alias names beside it as the challenger, until it is gone or names the champion too.
+    a second alias of that model names beside it as the challenger, until it is gone or names the
+    champion too.
 
     Both are looked up at once and loaded one after the other, so that a challenger that becomes
     champion is taken over as it is.
@@ -40,16 +40,8 @@ class Follower:
     def __init__(
         self, runtime: Runtime, uri: str, *, every_seconds: float, challenger: str | None = None
     ) -> None:
-        self._name, self._champion = _parsed(uri, "CAPTIONLOOP_FOLLOW")
-        self._challenger: str | None = None
-        if challenger is not None:
-            variable = f"CAPTIONLOOP_{runtime.settings.role.upper()}"
-            name, self._challenger = _parsed(challenger, variable)
-            if name != self._name or self._challenger == self._champion:
-                raise BadSetting(
-                    f"{variable} must be another alias of {self._name} than {self._champion}, "
-                    f"not {challenger!r}."
-                )
+        self._name, self._champion = name_and_alias(uri)
+        self._challenger = None if challenger is None else name_and_alias(challenger)[1]
         self._challenging: str | None = None  # also after the runtime took it out
         self._not_before = 0.0
         self._left_over = False  # memory of a model that is gone when its last answer is
@@ -204,12 +196,3 @@ def fetch(name: str, version: str, into: Path) -> Path:
         raise FileNotFoundError(f"Version {version} of {name} came without a file.")
     configs = sorted(root.rglob("config.json"), key=lambda path: len(path.parts))
     return configs[0].parent if configs else root
-
-
-def _parsed(uri: str, variable: str) -> tuple[str, str]:
-    """The name and the alias. Raises BadSetting."""
-    match = re.fullmatch(r"models:/([^/@]+)@([^/@]+)", uri)
-    if match is None:
-        raise BadSetting(f"{variable} must be models:/<name>@<alias>, not {uri!r}.")
-    name, alias = match.groups()
-    return name, alias

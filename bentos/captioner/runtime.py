@@ -14,7 +14,7 @@ from bentos.captioner.captured import Bounds, CapturedRequest, UnknownRequest
 from bentos.captioner.challenge import Answered, Shadow, is_canarys
 from bentos.captioner.engine import Caption, TooManyTokens
 from bentos.captioner.images import open_image, orientation, render, to_pixels
-from bentos.captioner.models import MOST_BATCH, ServedModel
+from bentos.captioner.models import ServedModel
 from bentos.captioner.options import BadOptions, CaptionOptions
 from bentos.captioner.request_ids import new_request_id
 from bentos.captioner.settings import ServiceSettings
@@ -24,8 +24,7 @@ from bentos.captioner.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
-# One batch may fail by chance.
-MOST_CANARY_FAILURES = MOST_BATCH
+MOST_CANARY_FAILURES = 3  # batches in a row
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Runtime:
         self.tracing = tracing
         self._model = model
         self._challenger: ServedModel | None = None
-        self._failures = 0  # of the canary, in a row
+        self._failures = 0  # the canary's batches in a row that were no success
         self._batcher: MicroBatcher[_Job, _Seen] = MicroBatcher(
             self._run,
             key=lambda job: (job.options, job.canary),
@@ -104,7 +103,7 @@ class Runtime:
     def swap(self, model: ServedModel) -> None:
         """Let `model` answer from the next batch on; what runs now ends with the old one."""
         old, self._model = self._model, model
-        self._batcher.max_batch = model.max_batch
+        self._fit_batches()
         self.telemetry.model_info.labels(old.name, old.version).set(0)
         self.telemetry.model_info.labels(model.name, model.version).set(1)
         self.telemetry.swaps.inc()
@@ -117,6 +116,7 @@ class Runtime:
         """Try `model` out beside the champion from now on."""
         self._tell_challenger(0)
         self._challenger, self._failures = model, 0
+        self._fit_batches()
         self._tell_challenger(1)
 
     async def dismiss(self) -> ServedModel | None:
@@ -196,10 +196,17 @@ class Runtime:
 
     def _run(self, jobs: list[_Job]) -> list[_Seen]:
         """One batch by one model, read once; runs in the engine's thread."""
-        model, challenger = self._model, self._challenger
-        if challenger is not None and challenger.version == jobs[0].canary:
-            model = challenger
-        return self._captioned(model, jobs)
+        canary = self._challenger
+        if canary is None or canary.version != jobs[0].canary:
+            return self._captioned(self._model, jobs)
+        failures, self._failures = self._failures, self._failures + 1
+        try:
+            seen = self._captioned(canary, jobs)
+        except BadOptions:  # the client's doing
+            self._failures = failures
+            raise
+        self._failures = 0
+        return seen
 
     def _captioned(self, model: ServedModel, jobs: list[_Job]) -> list[_Seen]:
         size = model.engine.image_size
@@ -234,7 +241,6 @@ class Runtime:
             return replace(done, queue_seconds=tried + done.queue_seconds)
         if done.result.model is self._challenger:
             self.telemetry.canary_answers.inc()
-            self._failures = 0
         return done
 
     def _blame(self, version: str | None, error: BaseException) -> None:
@@ -242,15 +248,14 @@ class Runtime:
         self.telemetry.canary_failures.inc()
         if self._challenger is None or self._challenger.version != version:
             return
-        self._failures += 1
-        if self._failures == 1:
+        if self._failures < MOST_CANARY_FAILURES:
             logger.warning("canary version %s failed, the champion answers: %r", version, error)
-        if self._failures > MOST_CANARY_FAILURES:
-            logger.error(
-                "canary version %s is taken out after %d failures in a row, the last of them: %r",
-                *(version, self._failures, error),
-            )
-            self.challenge(None)
+            return
+        logger.error(
+            "canary version %s is taken out after %d failures in a row, the last of them: %r",
+            *(version, self._failures, error),
+        )
+        self.challenge(None)
 
     def _show(self, request_id: str, job: _Job, seen: _Seen) -> None:
         """Let the shadow caption an answered picture too."""
@@ -261,6 +266,13 @@ class Runtime:
             return self._captioned(challenger, [job])[0].caption
 
         self._shadow.offer(Answered(request_id, seen.model, challenger, seen.caption, again))
+
+    def _fit_batches(self) -> None:
+        """A batch is no larger than suits whoever may answer."""
+        models = [self._model]
+        if self._challenger is not None and self.settings.canary:
+            models.append(self._challenger)
+        self._batcher.max_batch = min(model.max_batch for model in models)
 
     def _tell_challenger(self, value: int) -> None:
         if self._challenger is not None:

@@ -1,6 +1,7 @@
 """What the environment tells a captioner."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -123,13 +124,29 @@ def _check_registry(environment: Mapping[str, str]) -> None:
     ):
         if environment.get(f"CAPTIONLOOP_{name}") and not environment.get(needed):
             raise BadSetting(f"CAPTIONLOOP_{name} needs {needed}: set it too.")
-    if environment.get("CAPTIONLOOP_SHADOW") and environment.get("CAPTIONLOOP_CANARY"):
-        raise BadSetting("CAPTIONLOOP_SHADOW and CAPTIONLOOP_CANARY are set: keep one of them.")
-    if environment.get("CAPTIONLOOP_FOLLOW") and find_spec("mlflow") is None:
-        raise BadSetting(
-            "CAPTIONLOOP_FOLLOW needs MLflow, which is not installed here: package the Bento with "
-            "`--extra mlflow` (package.extras), or install mlflow-skinny beside it."
-        )
+    challengers = ("CAPTIONLOOP_SHADOW", "CAPTIONLOOP_CANARY")
+    if all(map(environment.get, challengers)):
+        raise BadSetting(f"{' and '.join(challengers)} are set: keep one of them.")
+    if follow := environment.get("CAPTIONLOOP_FOLLOW"):
+        name, champion = name_and_alias(follow)
+        if find_spec("mlflow") is None:
+            raise BadSetting(
+                "CAPTIONLOOP_FOLLOW needs MLflow, which is not installed here: package the Bento "
+                "with `--extra mlflow` (package.extras), or install mlflow-skinny beside it."
+            )
+        for variable in filter(environment.get, challengers):
+            other, alias = name_and_alias(environment[variable], variable)
+            if other != name or alias == champion:
+                raise BadSetting(f"{variable} must be another alias of {name} than {champion}.")
+
+
+def name_and_alias(uri: str, variable: str = "CAPTIONLOOP_FOLLOW") -> tuple[str, str]:
+    """Of a registered model, from `models:/<name>@<alias>`. Raises BadSetting."""
+    match = re.fullmatch(r"models:/([^/@]+)@([^/@]+)", uri)
+    if match is None:
+        raise BadSetting(f"{variable} must be models:/<name>@<alias>, not {uri!r}.")
+    name, alias = match.groups()
+    return name, alias
 
 
 def _share(environment: Mapping[str, str], name: str, default: float) -> float:

@@ -54,6 +54,10 @@ def failing(model: ServedModel, error: Exception) -> tuple[ServedModel, list[int
     return replace(model, engine=Failing(model)), batches
 
 
+def key_of_the_canary() -> str:
+    return next(key for key in "abcdefgh" if is_canarys(key.encode(), "8", 0.5))
+
+
 # --- whose a request is ---------------------------------------------------------------------
 
 
@@ -147,12 +151,12 @@ def test_a_failing_canarys_requests_are_the_champions_until_it_is_taken_out(
     model, other, png, caplog
 ) -> None:
     broken, batches = failing(other, RuntimeError("no kernel"))
-    headers = {"X-Canary-Key": next(k for k in "abcdefgh" if is_canarys(k.encode(), "8", 0.5))}
+    headers = {"X-Canary-Key": key_of_the_canary()}
 
     async def main() -> None:
         async with served(model, **HALF) as service:
             service.runtime.challenge(broken)
-            for seed in range(MOST_CANARY_FAILURES):
+            for seed in range(MOST_CANARY_FAILURES - 1):
                 await champion_answers(service, png(seed), headers)
             assert service.runtime.challenger is broken
             assert info(service) == 1
@@ -160,14 +164,14 @@ def test_a_failing_canarys_requests_are_the_champions_until_it_is_taken_out(
             recovered = (await service.caption(png(0), headers=headers)).json()
             assert recovered["model"]["version"] == "8"
             broken.engine.go.clear()
-            for seed in range(MOST_CANARY_FAILURES + 1):
+            for seed in range(MOST_CANARY_FAILURES):
                 assert service.runtime.challenger is broken
                 await champion_answers(service, png(seed), headers)
             assert service.runtime.challenger is None
             assert info(service) == 0
             tried = len(batches)
             await champion_answers(service, png(0), headers)
-            assert len(batches) == tried == 2 * MOST_CANARY_FAILURES + 2
+            assert len(batches) == tried == 2 * MOST_CANARY_FAILURES
             assert service.metric("canary_failures_total") == tried - 1
             assert service.metric("canary_answers_total") == 1
 
@@ -185,6 +189,49 @@ def test_a_failing_canarys_requests_are_the_champions_until_it_is_taken_out(
     (report,) = caplog.records
     assert "version 8 is taken out" in report.getMessage()
     assert "no kernel" in report.getMessage()
+
+
+def test_a_batch_that_fails_is_one_failure_of_the_canary(model, other, png) -> None:
+    broken, batches = failing(other, RuntimeError("no kernel"))
+    slow, engine = held(model)
+
+    async def main() -> None:
+        async with served(slow, **HALF) as service:
+            first = asyncio.ensure_future(service.caption(png(0)))
+            await asyncio.to_thread(engine.entered.wait)
+            service.runtime.challenge(broken)
+            headers = {"X-Canary-Key": key_of_the_canary()}
+            others = [
+                asyncio.ensure_future(service.caption(png(seed), headers=headers))
+                for seed in range(MOST_CANARY_FAILURES + 1)
+            ]
+            while len(service.runtime._batcher._waiting) < len(others):
+                await asyncio.sleep(0.01)
+            engine.go.set()
+            answers = await asyncio.gather(first, *others)
+            assert {answer.json()["model"]["version"] for answer in answers} == {"7"}
+            assert batches == [len(others)]
+            assert service.metric("canary_failures_total") == len(others)
+            assert service.runtime.challenger is broken
+
+    asyncio.run(main())
+
+
+def test_a_batch_is_no_larger_than_suits_the_slower_of_champion_and_canary(model, other) -> None:
+    slower = replace(other, max_batch=1)
+
+    async def main() -> None:
+        async with served(model, **HALF) as service:
+            batcher = service.runtime._batcher
+            service.runtime.challenge(slower)
+            assert batcher.max_batch == 1
+            await service.runtime.dismiss()
+            assert batcher.max_batch == model.max_batch > 1
+        async with served(model, shadow=URI) as service:
+            service.runtime.challenge(slower)  # whose batches are of one anyway
+            assert service.runtime._batcher.max_batch == model.max_batch
+
+    asyncio.run(main())
 
 
 def test_options_that_only_the_canary_refuses_are_no_failure_of_it(model, other, png) -> None:
@@ -392,6 +439,13 @@ def test_the_model_route_tells_of_the_challenger_while_there_is_one(
         ({"SHADOW": URI, "FOLLOW": ""}, "CAPTIONLOOP_SHADOW needs CAPTIONLOOP_FOLLOW"),
         ({"CANARY": URI, "FOLLOW": ""}, "CAPTIONLOOP_CANARY needs CAPTIONLOOP_FOLLOW"),
         ({"SHADOW": URI, "CANARY": URI}, "keep one of them"),
+        ({"CANARY": "models:/tiny@champion"}, "CANARY must be another alias of tiny"),
+        ({"SHADOW": "models:/other@challenger"}, "SHADOW must be another alias of tiny"),
+        ({"SHADOW": "models:/tiny/3"}, "SHADOW must be models:/<name>@<alias>"),
+        ({"FOLLOW": "models:/tiny/3"}, "FOLLOW must be models:/<name>@<alias>"),
+        ({"FOLLOW": "tiny@champion"}, "FOLLOW must be models:/<name>@<alias>"),
+        ({"FOLLOW": "models:/@champion"}, "FOLLOW must be models:/<name>@<alias>"),
+        ({"FOLLOW": "runs:/a"}, "FOLLOW must be models:/<name>@<alias>"),
         ({"CANARY_SHARE": "0.5"}, "CANARY_SHARE needs CAPTIONLOOP_CANARY"),
         ({"CANARY": URI, "CANARY_SHARE": "1"}, "CANARY_SHARE must be below 1"),
         ({"CANARY": URI, "CANARY_SHARE": "0"}, "CANARY_SHARE must be positive"),

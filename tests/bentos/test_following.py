@@ -4,15 +4,19 @@ import json
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
 from prometheus_client import CollectorRegistry
 
+from bentos import packaging
 from bentos.captioner import following
+from bentos.captioner.challenge import is_canarys
 from bentos.captioner.following import Follower
 from bentos.captioner.generation import Generation
 from bentos.captioner.golden import GoldenMismatch, check_golden, write_golden
@@ -20,7 +24,7 @@ from bentos.captioner.images import to_pixels
 from bentos.captioner.models import load_model
 from bentos.captioner.options import CaptionOptions
 from bentos.captioner.runtime import Runtime
-from bentos.captioner.settings import BadSetting, ServiceSettings
+from bentos.captioner.settings import ServiceSettings
 from bentos.captioner.telemetry import Telemetry
 
 NAME = "captioner-test"
@@ -294,12 +298,6 @@ def test_artifacts_that_can_not_be_fetched_are_asked_for_again(
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("uri", ["models:/name/3", "name@champion", "models:/@champion", "runs:/a"])
-def test_what_is_no_alias_is_refused_at_the_start(tiny_blip, uri) -> None:
-    with pytest.raises(BadSetting, match="models:/<name>@<alias>"):
-        Follower(Following(tiny_blip).runtime, uri, every_seconds=1)
-
-
 CHALLENGER = f"models:/{NAME}@challenger"
 CANARY, SHADOW = {"canary": CHALLENGER, "canary_share": 0.5}, {"shadow": CHALLENGER}
 
@@ -456,14 +454,6 @@ def test_trouble_with_a_challenger_holds_no_champion_up(
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(
-    "uri", [f"models:/{NAME}@champion", "models:/another@challenger", f"models:/{NAME}/3"]
-)
-def test_a_challenger_must_be_another_alias_of_the_same_model(tiny_blip, uri) -> None:
-    with pytest.raises(BadSetting, match="CAPTIONLOOP_CANARY must be"):
-        Following(tiny_blip, canary=uri)
-
-
 def test_memory_is_at_its_level_again_after_every_swap(
     make_tiny_blip, tmp_path, promote, move, picture, encode
 ) -> None:
@@ -493,3 +483,54 @@ def test_memory_is_at_its_level_again_after_every_swap(
     asyncio.run(main())
     print("RSS in MB after each swap:", [round(size / 1e6) for size in rss])
     assert max(rss) - rss[0] < size_bytes / 2
+
+
+@pytest.mark.e2e
+def test_a_served_bento_gives_the_canary_its_share_until_the_alias_is_gone(
+    tag, tiny_blip, make_tiny_blip, tmp_path, promote, move, tracking_uri, picture, encode
+) -> None:
+    first = promote(tiny_blip)
+    second = promote(make_tiny_blip(tmp_path / "second", seed=1, version="-"), "challenger")
+    env = {
+        "MLFLOW_TRACKING_URI": tracking_uri,
+        "CAPTIONLOOP_FOLLOW": URI,
+        "CAPTIONLOOP_FOLLOW_SECONDS": "0.2",
+        "CAPTIONLOOP_CANARY": CHALLENGER,
+        "CAPTIONLOOP_CANARY_SHARE": "0.5",
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def versions_by_key(client: httpx.Client) -> dict[str, str]:
+        answered = {}
+        for key in map(str, range(20)):
+            answer = client.post(
+                "/v1/caption",
+                files={"image": encode(picture(int(key)))},
+                headers={"X-Canary-Key": key},
+            )
+            answered[key] = answer.raise_for_status().json()["model"]["version"]
+        return answered
+
+    def until_challenger_is(client: httpx.Client, expected: dict | None) -> None:
+        deadline = time.monotonic() + 60
+        told: dict = {}
+        while told.get("version") != first or told["challenger"] != expected:
+            assert time.monotonic() < deadline, told
+            time.sleep(0.1)
+            told = client.get("/v1/model").json()
+
+    with (
+        packaging.serve(tag, port=packaging.free_port(), env=env) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        tried = {"name": NAME, "version": second, "role": "canary", "share": 0.5}
+        until_challenger_is(client, tried)
+        answered = versions_by_key(client)
+        assert answered == {
+            key: second if is_canarys(key.encode(), second, 0.5) else first for key in answered
+        }
+        counted = f"captioner_canary_answers_total {float([*answered.values()].count(second))}"
+        assert counted in client.get("/metrics").text.splitlines()
+        move("challenger", None)
+        until_challenger_is(client, None)
+        assert set(versions_by_key(client).values()) == {first}
