@@ -28,17 +28,18 @@ def captured(number: int, *, version: str = "2", width: int = 4) -> CapturedRequ
     )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    store = CaptureStore(tmp_path)
+@pytest.fixture(params=["folder", "url"])
+def captures(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    place = str(tmp_path) if request.param == "folder" else f"memory:/{tmp_path}"
+    store = CaptureStore(place)
     for number in range(9):
         store.put(captured(number, version="1" if number % 3 == 0 else "2"))
     store.close()
-    return tmp_path
+    return place
 
 
-def test_only_the_newest_requests_of_the_champion_are_in_the_window(folder: Path) -> None:
-    window = read(folder, "2", newest(4))
+def test_only_the_newest_requests_of_the_champion_are_in_the_window(captures: str) -> None:
+    window = read(captures, "2", newest(4))
     assert [request.caption for request in window.requests] == [
         f"caption {number}" for number in (8, 7, 5, 4)
     ]
@@ -47,17 +48,17 @@ def test_only_the_newest_requests_of_the_champion_are_in_the_window(folder: Path
     assert window.span == (1_700_000_004.0, 1_700_000_008.0)
 
 
-def test_a_version_that_answered_nothing_has_an_empty_window(folder: Path, tmp_path: Path) -> None:
-    for place in (folder, tmp_path / "nowhere"):
+def test_a_version_that_answered_nothing_has_an_empty_window(captures: str, tmp_path: Path) -> None:
+    for place in (captures, tmp_path / "nowhere"):
         window = read(place, "3", newest(4))
         assert (len(window), window.span) == (0, None)
 
 
-def test_the_digest_is_the_requests_and_the_version(folder: Path) -> None:
-    window = read(folder, "2", newest(4))
-    assert window.digest == read(folder, "2", newest(4)).digest
+def test_the_digest_is_the_requests_and_the_version(captures: str) -> None:
+    window = read(captures, "2", newest(4))
+    assert window.digest == read(captures, "2", newest(4)).digest
     others = [
-        read(folder, "2", newest(3)),
+        read(captures, "2", newest(3)),
         Window("3", window.requests),
         Window("2", window.requests[::-1]),
     ]
