@@ -128,7 +128,10 @@ class CaptureStore:
         with self._changed:
             self._hurry_up()
         for thread in self._threads:
-            thread.join()
+            thread.join(_FLUSH_SECONDS)
+        if self._waiting:
+            logger.error("%d captures could not be written", len(self._waiting))
+            self._drop(len(self._waiting))
         self._backend.close()
 
     def _change(self, request_id: str, change: Callable[[], bool]) -> None:
@@ -159,9 +162,7 @@ class CaptureStore:
                 last = self._closed.is_set()
             self._write_waiting()
             if last:
-                break
-        if self._waiting:
-            self._drop(len(self._waiting))
+                return
 
     def _write_waiting(self) -> None:
         while batch := self._batch():

@@ -40,6 +40,10 @@ logger = logging.getLogger(__name__)
 
 _HOUR_SECONDS = 3600
 _FETCHED_AT_ONCE = 16
+# By default a request to an S3 that hangs ends after 25 minutes.
+_S3_OPTIONS = {
+    "config_kwargs": {"connect_timeout": 3, "read_timeout": 10, "retries": {"max_attempts": 2}}
+}
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,19 @@ class CaptureSegments:
         try:
             from fsspec.core import url_to_fs
 
-            self._fs, root = url_to_fs(url, use_listings_cache=False)
+            options = _S3_OPTIONS if url.startswith(("s3://", "s3a://")) else {}
+            self._fs, root = url_to_fs(url, use_listings_cache=False, **options)
         except (ImportError, ValueError) as error:
             raise BadCaptures(
                 f"CAPTIONLOOP_CAPTURES: {url} can't be used here ({error}): install what it needs, "
                 f"such as: pip install 'fsspec[{url.partition(':')[0]}]'"
             ) from error
+        self._failures: tuple[type[Exception], ...] = (OSError,)
+        if options:
+            from botocore.exceptions import BotoCoreError
+
+            self._failures = (OSError, BotoCoreError)
+            self._fs.retries = 1  # of s3fs's own, beside botocore's
         self._root = root.rstrip("/")
         self._url = url
         self._sizes: dict[tuple[str, str], int] = {}
@@ -184,14 +195,9 @@ class CaptureSegments:
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
-        failures: tuple[type[Exception], ...] = (OSError,)
-        if "s3" in self._fs.protocol:
-            from botocore.exceptions import BotoCoreError
-
-            failures = (OSError, BotoCoreError)
         try:
             yield
-        except failures as error:
+        except self._failures as error:
             raise CaptureUnavailable(f"{self._url} can't be reached now: {error}") from error
 
     # --- places ----------------------------------------------------------------------------------
