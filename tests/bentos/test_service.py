@@ -2,6 +2,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -276,7 +277,7 @@ def test_a_swap_under_load_loses_nothing_and_names_the_right_version(
     assert expected["7"] != expected["8"]
 
     async def main() -> None:
-        async with served(model) as service:
+        async with served(replace(model, max_batch=8)) as service:  # more than one batch
             seeds = [number % 6 for number in range(60)]
             tasks = [asyncio.ensure_future(service.caption(png(seed))) for seed in seeds]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
