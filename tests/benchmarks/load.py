@@ -42,7 +42,9 @@ class Load:
         return sum(self.statuses.values()) - self.statuses.get("200", 0)
 
 
-def drive(url: str, pictures: Path, *, clients: int, seconds: float, requests: int = 0) -> Load:
+def drive(
+    url: str, pictures: Path, *, clients: int, seconds: float = 0.0, requests: int = 0
+) -> Load:
     """The load of one process, with as long a warm-up as a fifth of it."""
     arguments = [url, str(pictures), f"--clients={clients}", f"--seconds={seconds}"]
     command = [sys.executable, "-m", "tests.benchmarks.load", *arguments, f"--requests={requests}"]
