@@ -138,8 +138,9 @@ class Guard:
 
     def _note(self, scope: Scope, seconds: float) -> None:
         status = scope["state"]["status"] or 500
-        # The route's template, so that no stranger can make up new label values.
-        route = getattr(scope.get("route"), "path", "other")
+        # The route's template, so that no stranger can make up new label values; where ours had
+        # none, BentoML's mount left its own, which is empty.
+        route = getattr(scope.get("route"), "path", "") or "other"
         self._telemetry.requests.labels(route, str(status)).inc()
         self._telemetry.latency.labels(route).observe(seconds)
         token: NamedToken | None = scope["state"]["token"]

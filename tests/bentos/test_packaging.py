@@ -149,6 +149,7 @@ def _health_and_metrics(client: httpx.Client) -> None:
     for line in (
         'captioner_requests_total{route="/v1/caption",status="200"} 43.0',
         'captioner_requests_total{route="/v1/caption",status="415"} 2.0',
+        'captioner_requests_total{route="other",status="404"} 1.0',
         "captioner_batch_size_count 43.0",
         "captioner_feedback_total 5.0",
         'captioner_images_total{outcome="captioned"} 43.0',
