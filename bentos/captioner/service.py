@@ -21,7 +21,8 @@ from bentos.captioner.models import BAKED_MODEL, load_model
 from bentos.captioner.runtime import Runtime
 from bentos.captioner.settings import ServiceSettings, worker_count
 from bentos.captioner.telemetry import Telemetry, forget_dead_workers
-from bentos.captioner.tracing import tracing_from_environment
+from bentos.captioner.tokens import Tokens
+from bentos.captioner.tracing import Tracing, exporter_from_environment
 
 # What BentoML's workers speak with clients: it has no setting for it.
 uvicorn.config.HTTP_PROTOCOLS["auto"] = "bentos.captioner.connection:Connection"
@@ -68,6 +69,8 @@ class Captioner:
         from circus.controller import Controller
 
         settings = ServiceSettings.from_environment(os.environ)
+        Tokens.from_settings(settings)
+        exporter_from_environment(os.environ)
         if settings.captures is not None:
             backend_of(settings.captures)  # its packages may be missing
         # A dead worker is looked for every second, in milliseconds; BentoML does it every ten.
@@ -82,7 +85,7 @@ class Captioner:
         """Load and warm the baked model; the server answers nothing before this is done."""
         logging.getLogger("bentos").setLevel(logging.INFO)
         settings = ServiceSettings.from_environment(os.environ)
-        tracing = tracing_from_environment(os.environ)
+        tracing = Tracing.from_environment(os.environ)
         stored = bentoml.models.get(BAKED_MODEL)
         model = await asyncio.to_thread(
             load_model,

@@ -26,6 +26,12 @@ class Tracing:
     a trace that the client began (W3C `traceparent`).
     """
 
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Tracing | None":
+        """None where no traces are asked for. Raises BadSetting."""
+        exporter = exporter_from_environment(environment)
+        return None if exporter is None else cls(exporter)
+
     def __init__(self, exporter: "SpanExporter") -> None:
         from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -70,7 +76,7 @@ class Tracing:
         limit.cancel()
 
 
-def tracing_from_environment(environment: Mapping[str, str]) -> Tracing | None:
+def exporter_from_environment(environment: Mapping[str, str]) -> "SpanExporter | None":
     """None where no traces are asked for; the exporter and the SDK read their own variables.
 
     Raises BadSetting.
@@ -94,7 +100,7 @@ def tracing_from_environment(environment: Mapping[str, str]) -> Tracing | None:
             "OTEL_* ask for traces, and their exporter is not installed: pip install "
             f"opentelemetry-exporter-otlp-proto-http=={__version__}, or OTEL_TRACES_EXPORTER=none."
         ) from error
-    return Tracing(OTLPSpanExporter())
+    return OTLPSpanExporter()
 
 
 def _without_query() -> "SpanProcessor":

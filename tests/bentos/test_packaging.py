@@ -186,6 +186,16 @@ def test_bentomls_own_client_gets_in_by_a_token_and_its_request_is_traced(
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("name", ["CAPTIONLOOP_TOKENS", "OTEL_TRACES_EXPORTER"])
+def test_a_setting_that_no_worker_could_start_with_ends_the_server(tag, name) -> None:
+    with (
+        pytest.raises(packaging.ServeFailed, match=rf"The server ended[\s\S]*BadSetting: {name}"),
+        packaging.serve(tag, port=packaging.free_port(), env={name: "[]"}),
+    ):
+        pytest.fail("it serves")
+
+
+@pytest.mark.e2e
 def test_hostile_requests_make_no_server_error_and_good_ones_are_still_answered(
     tag, golden_folder, picture, tmp_path
 ) -> None:

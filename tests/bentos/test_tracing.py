@@ -15,7 +15,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from bentos.captioner.settings import BadSetting
-from bentos.captioner.tracing import tracing_from_environment
+from bentos.captioner.tracing import Tracing, exporter_from_environment
 from tests.bentos.collector import Collector, collecting
 from tests.bentos.serving import HeldEngine, ServedModel, site
 
@@ -27,7 +27,7 @@ def traced(model: ServedModel, monkeypatch, **options: object) -> Iterator[tuple
     """A service that sends its traces to a collector; all are there once it has been left."""
     with collecting() as (endpoint, collector):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
-        with site(model, tracing=tracing_from_environment(os.environ), **options) as url:
+        with site(model, tracing=Tracing.from_environment(os.environ), **options) as url:
             yield url, collector
 
 
@@ -151,7 +151,7 @@ def test_a_collector_that_is_away_costs_no_request_and_few_seconds_at_the_end(
     model, png, monkeypatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    with site(model, tracing=tracing_from_environment(os.environ)) as url:
+    with site(model, tracing=Tracing.from_environment(os.environ)) as url:
         assert httpx.post(f"{url}/v1/caption", files={"image": png(0)}).status_code == 200
         closing = time.monotonic()
     assert time.monotonic() - closing < 8
@@ -170,10 +170,7 @@ def test_a_collector_that_is_away_costs_no_request_and_few_seconds_at_the_end(
     ],
 )
 def test_the_standard_variables_say_whether_there_are_traces(variables, on) -> None:
-    tracing = tracing_from_environment(variables)
-    assert (tracing is not None) == on
-    if tracing is not None:
-        tracing.close()
+    assert (exporter_from_environment(variables) is not None) == on
 
 
 @pytest.mark.parametrize(
@@ -188,21 +185,21 @@ def test_the_standard_variables_say_whether_there_are_traces(variables, on) -> N
 )
 def test_what_cannot_be_exported_is_told_at_the_start(variables, words) -> None:
     with pytest.raises(BadSetting, match=words):
-        tracing_from_environment(variables)
+        exporter_from_environment(variables)
 
 
 def test_without_the_exporter_the_start_fails_with_its_name(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(BadSetting, match="pip install opentelemetry-exporter-otlp-proto-http=="):
-        tracing_from_environment({"OTEL_TRACES_EXPORTER": "otlp"})
+        exporter_from_environment({"OTEL_TRACES_EXPORTER": "otlp"})
 
 
 def test_without_the_variables_nothing_of_the_sdk_is_imported() -> None:
     code = """
 import sys
 from bentos.captioner.api import create_app
-from bentos.captioner.tracing import tracing_from_environment
-assert tracing_from_environment({}) is None
+from bentos.captioner.tracing import exporter_from_environment
+assert exporter_from_environment({}) is None
 print([name for name in sys.modules if name.startswith("opentelemetry.sdk")])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
