@@ -155,6 +155,7 @@ def _health_and_metrics(client: httpx.Client) -> None:
         'captioner_images_total{outcome="captioned"} 43.0',
         "captioner_requests_in_progress 1.0",  # this one
         "captioner_capture_drops_total 0.0",
+        "captioner_captures_expired_total 0.0",
         "captioner_swap_failures_total 0.0",
         'captioner_model_info{name="tiny-model",version="12"} 1.0',
     ):
