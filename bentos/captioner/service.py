@@ -87,6 +87,7 @@ class Captioner:
         settings = ServiceSettings.from_environment(os.environ)
         tracing = Tracing.from_environment(os.environ)
         stored = bentoml.models.get(BAKED_MODEL)
+        gc.disable()  # what torch and transformers import stays: 1 of 7 s went into looking at it
         model = await asyncio.to_thread(
             load_model,
             Path(stored.path),
@@ -98,6 +99,7 @@ class Captioner:
         # second in which nobody is answered.
         gc.collect()
         gc.freeze()
+        gc.enable()
         forget_dead_workers()
         self._runtime = Runtime(model, settings, Telemetry(), tracing)
         if settings.follow is not None:
