@@ -56,7 +56,12 @@ def site(model: ServedModel, tracing: Tracing | None = None, **options: object) 
     app = create_app(runtime)
     config = uvicorn.Config(app, port=0, http=Connection, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+
+    def run() -> None:
+        server.run()
+        asyncio.run(runtime.close())
+
+    thread = threading.Thread(target=run)
     thread.start()
     while not server.started:
         assert thread.is_alive()
@@ -66,7 +71,6 @@ def site(model: ServedModel, tracing: Tracing | None = None, **options: object) 
     finally:
         server.should_exit = True
         thread.join()
-        asyncio.run(runtime.close())
 
 
 def assert_problem(response: httpx.Response, status: int) -> None:
