@@ -110,6 +110,8 @@ def create_app(runtime: Runtime) -> FastAPI:
         openapi_url="/v1/openapi.json",
         docs_url=None,
         redoc_url=None,
+        # A redirection would go to whatever host the request names, and by http behind a proxy.
+        redirect_slashes=False,
         telemetry=_telemetry(runtime.tracing),
     )
     app.state.runtime = runtime

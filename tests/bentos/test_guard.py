@@ -198,6 +198,18 @@ def test_strangers_who_are_slow_take_no_place_from_those_with_a_token(model, png
     asyncio.run(main())
 
 
+def test_no_answer_sends_a_client_and_its_token_to_another_address(model, png) -> None:
+    async def main() -> None:
+        async with served(model, token="sesame") as service:
+            headers = {**bearer("sesame"), "host": "elsewhere.example"}
+            assert_problem(await service.client.get("/model/", headers=headers), 404)
+            assert_problem(
+                await service.client.post("/caption/", content=png(0), headers=headers), 404
+            )
+
+    asyncio.run(main())
+
+
 def test_listed_origins_may_ask_and_others_may_not(model, png) -> None:
     async def main() -> None:
         origin = "https://app.example"
