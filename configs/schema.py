@@ -516,6 +516,8 @@ class MonitorConfig(Section):
     reference_images: PositiveInt = 400
     p_value: Annotated[float, Field(gt=0, lt=1)] = 0.01
     permutations: PositiveInt = 200
+    confirm_windows: PositiveInt = Field(1, description="So many of the last `confirm_of` exceed.")
+    confirm_of: PositiveInt = 1
 
 
 class Searched(Section):

@@ -1,8 +1,10 @@
 """Has the world moved? One window against the reference: the verdict, told to people and events."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +15,49 @@ from tasks.drift.detectors import Detection, TooFewPermutations, detector
 from tasks.drift.kernel import Floats, gaussian, squared_distances
 from tasks.drift.reference import Reference
 from tasks.drift.window import Window
+from tasks.metrics.statistics import Interval
 
 NOVEL_IMAGES = 6
+
+Verdict = Literal["drift", "suspected", "no_drift", "too_few"]
+TITLES: dict[Verdict, str] = {
+    "drift": "Drift",
+    "suspected": "Drift suspected",
+    "no_drift": "No drift",
+    "too_few": "Not enough requests to tell",
+}
+
+
+@dataclass(frozen=True)
+class FeatureTest:
+    """One feature of a window against the reference.
+
+    `adjusted` is Holm's p-value over the features, `effect` from 0 to about 1 whatever the
+    detector; `reference` and `current` are means, for people.
+    """
+
+    feature: str
+    detector: str
+    statistic: float
+    p_value: float
+    adjusted: float
+    effect: float
+    drifted: bool
+    reference: float
+    current: float
+
+
+@dataclass(frozen=True)
+class Performance:
+    """CIDEr on the window's labelled requests against the `expected` interval of as many images of
+    the reference, and what the captions' log-probabilities let one expect of all requests."""
+
+    labelled: int
+    cider: float | None
+    expected: Interval | None
+    estimated: float | None
+    estimated_reference: float | None
+    drifted: bool
 
 
 @dataclass(frozen=True)
@@ -45,7 +88,6 @@ class DriftReport:
     seconds.
     """
 
-    drifted: bool
     reason: str
     champion_version: str
     window: str
@@ -55,6 +97,18 @@ class DriftReport:
     means: dict[str, tuple[float, float]]
     config: MonitorConfig
     evidence: Evidence | None
+    verdict: Verdict
+    tests: tuple[FeatureTest, ...] = ()
+    performance: Performance | None = None
+
+    @property
+    def drifted(self) -> bool:
+        return self.verdict == "drift"
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether this window, for itself, differs: what `recent` says of the windows before."""
+        return self.verdict in ("drift", "suspected")
 
     @property
     def p_value(self) -> float | None:
@@ -64,10 +118,11 @@ class DriftReport:
     def statistic(self) -> float | None:
         return self.evidence.detection.statistic if self.evidence else None
 
-    def payload(self) -> dict[str, str | int | float | None]:
+    def payload(self) -> dict[str, str | int | float | list[str] | None]:
         """What the event says, as JSON values."""
         return {
             "reason": self.reason,
+            "detectors": [test.feature for test in self.tests if test.drifted],
             "p_value": self.p_value,
             "statistic": self.statistic,
             "window": self.window,
@@ -77,11 +132,11 @@ class DriftReport:
 
     def markdown(self) -> str:
         """The report for a person: verdict, numbers, a projection, the strangest pictures."""
-        if self.evidence is None:
-            title = "Not enough requests to tell"
-        else:
-            title = "Drift" if self.drifted else "No drift"
-        blocks = [f"# {title}", f"**{self.reason[:1].upper()}{self.reason[1:]}.**", self._table()]
+        blocks = [
+            f"# {TITLES[self.verdict]}",
+            f"**{self.reason[:1].upper()}{self.reason[1:]}.**",
+            self._table(),
+        ]
         if self.evidence is not None:
             plot = drawing.scatter(
                 self.evidence.reference_projection, self.evidence.current_projection
@@ -110,9 +165,17 @@ class DriftReport:
         return "\n".join([*told, "", *numbers])
 
 
-def check(reference: Reference, window: Window, config: MonitorConfig, seed: int) -> DriftReport:
+def check(
+    reference: Reference,
+    window: Window,
+    config: MonitorConfig,
+    seed: int,
+    *,
+    recent: Sequence[bool] = (),
+) -> DriftReport:
     """Test one window against `config.reference_images` of the reference; touches no disk.
 
+    `recent` says of the champion's windows before, newest first, whether each `exceeded`.
     Raises DriftError if the two can't be compared or the config could never find drift.
     """
     if 1 / (config.permutations + 1) > config.p_value:
@@ -124,9 +187,9 @@ def check(reference: Reference, window: Window, config: MonitorConfig, seed: int
     evidence = None
     if len(window) >= config.min_requests:
         evidence = _evidence(reference, window, config, seed)
+    verdict = _verdict(evidence, recent, config)
     return DriftReport(
-        drifted=evidence is not None and evidence.detection.p_value <= config.p_value,
-        reason=_reason(evidence, len(window), config),
+        reason=_reason(verdict, evidence, len(window), config),
         champion_version=window.champion_version,
         window=window.digest,
         window_requests=len(window),
@@ -135,7 +198,36 @@ def check(reference: Reference, window: Window, config: MonitorConfig, seed: int
         means=_means(reference, window),
         config=config,
         evidence=evidence,
+        verdict=verdict,
+        tests=_tests(evidence, config),
     )
+
+
+def _verdict(evidence: Evidence | None, recent: Sequence[bool], config: MonitorConfig) -> Verdict:
+    if evidence is None:
+        return "too_few"
+    if evidence.detection.p_value > config.p_value:
+        return "no_drift"
+    exceeded = 1 + sum(recent[: config.confirm_of - 1])
+    return "drift" if exceeded >= config.confirm_windows else "suspected"
+
+
+def _tests(evidence: Evidence | None, config: MonitorConfig) -> tuple[FeatureTest, ...]:
+    if evidence is None:
+        return ()
+    found = evidence.detection
+    test = FeatureTest(
+        feature="embedding",
+        detector="mmd",
+        statistic=found.statistic,
+        p_value=found.p_value,
+        adjusted=found.p_value,
+        effect=max(0.0, found.statistic) ** 0.5,
+        drifted=found.p_value <= config.p_value,
+        reference=0.0,
+        current=0.0,
+    )
+    return (test,)
 
 
 def _evidence(reference: Reference, window: Window, config: MonitorConfig, seed: int) -> Evidence:
@@ -164,12 +256,13 @@ def _projections(
     return points[: len(reference)], points[len(reference) :]
 
 
-def _reason(evidence: Evidence | None, requests: int, config: MonitorConfig) -> str:
+def _reason(
+    verdict: Verdict, evidence: Evidence | None, requests: int, config: MonitorConfig
+) -> str:
     if evidence is None:
         return f"not enough requests ({requests} of {config.min_requests})"
-    found = evidence.detection.p_value
-    word = "drift" if found <= config.p_value else "no drift"
-    return f"{word}: p = {found:.3g} over the last {requests} requests"
+    words = {"drift": "drift", "suspected": "drift suspected"}.get(verdict, "no drift")
+    return f"{words}: p = {evidence.detection.p_value:.3g} over the last {requests} requests"
 
 
 def _means(reference: Reference, window: Window) -> dict[str, tuple[float, float]]:

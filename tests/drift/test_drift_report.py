@@ -144,3 +144,20 @@ def test_permutations_that_could_never_find_drift_are_refused() -> None:
         check(reference(), current, few, seed=0)
     enough = CONFIG.model_copy(update={"permutations": 99})
     assert check(reference(), current, enough, seed=0).drifted
+
+
+@pytest.mark.parametrize(
+    ("recent", "verdict"),
+    [
+        ((), "suspected"),
+        ((False, True), "drift"),
+        ((True,), "drift"),
+        ((False, False, True), "suspected"),
+    ],
+)
+def test_drift_is_confirmed_by_k_of_the_last_n_windows(recent: tuple, verdict: str) -> None:
+    config = CONFIG.model_copy(update={"confirm_windows": 2, "confirm_of": 3})
+    moved, same = window(normal(40, mean=1, seed=1)), window(normal(40, seed=1))
+    report = check(reference(), moved, config, seed=0, recent=recent)
+    assert (report.verdict, report.exceeded) == (verdict, True)
+    assert check(reference(), same, config, seed=0, recent=(True, True)).verdict == "no_drift"
