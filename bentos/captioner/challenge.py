@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bentos.captioner.engine import Caption
 from bentos.captioner.models import ServedModel
@@ -33,14 +33,16 @@ def is_canarys(key: bytes, version: str, share: float) -> bool:
     return int.from_bytes(digest) < share * 2**64
 
 
-@dataclass(frozen=True)
-class Answered:
-    """What the champion said of a request; `again` has the challenger caption it."""
+class Answered(NamedTuple):
+    """What a version of the champion said of a request; `again` has the challenger caption it.
+
+    The champion itself may be replaced, and must then leave the memory.
+    """
 
     request_id: str
-    champion: ServedModel
-    challenger: ServedModel
+    version: str
     caption: Caption
+    challenger: ServedModel
     again: Callable[[], Caption]
 
 
@@ -52,7 +54,11 @@ class Shadow:
     """
 
     def __init__(self, telemetry: Telemetry, is_idle: Callable[[], bool]) -> None:
-        self._telemetry = telemetry
+        self._gain = telemetry.shadow_gain
+        self._outcomes = {
+            outcome: telemetry.shadow.labels(outcome)
+            for outcome in ("same", "different", "skipped", "failed")
+        }
         self._is_idle = is_idle
         self._waiting: deque[Answered] = deque()
         self._last = 0.0
@@ -65,7 +71,7 @@ class Shadow:
         """Have it compared when there is time, if not too many wait already."""
         self._last = asyncio.get_running_loop().time()
         if len(self._waiting) >= MOST_WAITING:
-            self._count("skipped")
+            self._outcomes["skipped"].inc()
             return
         self._waiting.append(answered)
         if self._worker is None:
@@ -73,7 +79,7 @@ class Shadow:
 
     async def rest(self) -> None:
         """Forget what waits; return when the challenger does nothing any more."""
-        self._count("skipped", len(self._waiting))
+        self._outcomes["skipped"].inc(len(self._waiting))
         self._waiting.clear()
         if self._worker is not None:
             await self._worker
@@ -92,7 +98,7 @@ class Shadow:
             running = loop.run_in_executor(self._thread, answered.again)
             await asyncio.wait([running])
             if error := running.exception():
-                self._count("failed")
+                self._outcomes["failed"].inc()
                 logger.error("the shadow failed at request %s: %r", answered.request_id, error)
             else:
                 self._compare(answered, running.result())
@@ -100,27 +106,24 @@ class Shadow:
 
     def _compare(self, answered: Answered, caption: Caption) -> None:
         differs = caption.text != answered.caption.text
-        self._count("different" if differs else "same")
-        self._telemetry.shadow_gain.observe(_per_token(caption) - _per_token(answered.caption))
+        self._outcomes["different" if differs else "same"].inc()
+        self._gain.observe(_per_token(caption) - _per_token(answered.caption))
         if differs:
             told = {
                 "request_id": answered.request_id,
-                "champion": _told(answered.champion, answered.caption),
-                "challenger": _told(answered.challenger, caption),
+                "champion": _told(answered.version, answered.caption),
+                "challenger": _told(answered.challenger.version, caption),
             }
             shadow_log.info(json.dumps(told, ensure_ascii=False))
-
-    def _count(self, outcome: str, amount: int = 1) -> None:
-        self._telemetry.shadow.labels(outcome).inc(amount)
 
 
 def _per_token(caption: Caption) -> float:
     return caption.log_probability / caption.num_tokens
 
 
-def _told(model: ServedModel, caption: Caption) -> dict[str, str | float]:
+def _told(version: str, caption: Caption) -> dict[str, str | float]:
     return {
-        "version": model.version,
+        "version": version,
         "caption": caption.text,
         "log_probability": round(caption.log_probability, 6),
     }

@@ -265,7 +265,9 @@ class Runtime:
         def again() -> Caption:
             return self._captioned(challenger, [job])[0].caption
 
-        self._shadow.offer(Answered(request_id, seen.model, challenger, seen.caption, again))
+        self._shadow.offer(
+            Answered(request_id, seen.model.version, seen.caption, challenger, again)
+        )
 
     def _fit_batches(self) -> None:
         """A batch is no larger than suits whoever may answer."""

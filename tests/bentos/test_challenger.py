@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -404,6 +405,23 @@ def test_a_dismissed_shadow_is_at_rest_so_that_it_may_become_the_champion(
             service.runtime.swap(quiet)
             answer = (await service.caption(png(0))).json()
             assert (answer["model"]["version"], answer["caption"]) == ("8", says(other, png(0)))
+
+    asyncio.run(main())
+
+
+def test_what_waits_for_the_shadow_keeps_no_replaced_champion_in_memory(
+    model, other, tiny_blip, png
+) -> None:
+    async def main() -> None:
+        async with served(model, shadow=URI) as service:
+            service.runtime.challenge(other)
+            service.runtime.swap(load_model(tiny_blip, source="test"))
+            gone = weakref.ref(service.runtime.model.engine)
+            with service.runtime._batcher.place():  # so that the shadow has no time
+                assert (await service.caption(png(0))).status_code == 200
+                service.runtime.swap(model)
+                assert (await service.caption(png(0))).status_code == 200
+                assert gone() is None
 
     asyncio.run(main())
 
