@@ -278,9 +278,6 @@ class DataConfig(Section):
     use_feedback: bool = Field(
         False, description="Fold corrected requests into the dataset, as a retraining does."
     )
-    min_feedback: PositiveInt = Field(
-        400, description="With fewer corrected requests than this, use_feedback trains nothing."
-    )
 
     @property
     def sources(self) -> list[Source]:
@@ -520,6 +517,32 @@ class MonitorConfig(Section):
     confirm_of: PositiveInt = 1
 
 
+class RetrainConfig(Section):
+    """What a retraining needs of the captions that people send, and which of them it may use.
+
+    How often it draws what they corrected is `finetune.feedback_share`.
+    """
+
+    min_labels: PositiveInt = Field(
+        400,
+        description="Pictures with usable captions that the champion has not learnt from; with "
+        "fewer a retraining trains nothing and asks for a labelling batch.",
+    )
+    batch_images: PositiveInt = Field(200, description="Pictures of a labelling batch, at most.")
+    max_client_share: PositiveShare = Field(
+        0.5,
+        description="Of the captions used, from one address; clients with a token have no limit.",
+    )
+    max_repeated_share: PositiveShare = Field(
+        0.1, description="A caption sent for more than this share of the pictures says nothing."
+    )
+    max_unknown_share: Share = Field(
+        0.5,
+        description="Of a caption's words, that are in no other caption: more of them, and no word "
+        "of the model's caption, is far from every caption.",
+    )
+
+
 class Searched(Section):
     """What a search tries for a key: numbers from `low` to `high`, or one of `choices`."""
 
@@ -595,6 +618,7 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     package: PackageConfig = PackageConfig()
     monitor: MonitorConfig = MonitorConfig()
+    retrain: RetrainConfig = RetrainConfig()
     search: SearchConfig | None = None
 
     @field_validator("gate")

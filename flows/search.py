@@ -27,7 +27,7 @@ def search(config: str, overrides: Sequence[str] = ()) -> VersionRef | State:
     if scenario.search is None:
         raise ConfigError(f"{config}: search: missing; it must be given")
     champion = current_champion(scenario.name)
-    data = dataset(scenario, collect_feedback(scenario.data))
+    data = dataset(scenario, collect_feedback(scenario))
     with searching(scenario, data, champion) as under_way:
         for number in under_way.missing():
             try_out(under_way, number)

@@ -25,7 +25,7 @@ def train(config: str, overrides: Sequence[str] = (), reason: str = "by hand") -
     scenario = load(config, overrides)
     champion = current_champion(scenario.name)
     try:
-        feedback = collect_feedback(scenario.data)
+        feedback = collect_feedback(scenario)
     except NotEnoughFeedback as too_few:
         return Completed(name="NotEnoughFeedback", message=str(too_few))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prefect import task
 
-from configs.schema import DataConfig, FeedbackSource, Source
+from configs.schema import Config, FeedbackSource, Source
 from configs.settings import settings
 from tasks.artifacts import publish, table
 from tasks.caching import BY_CONTENT
@@ -19,12 +19,12 @@ from tasks.refs import RawRef
 
 
 @task
-def collect_feedback(config: DataConfig) -> FeedbackSource | None:
+def collect_feedback(config: Config) -> FeedbackSource | None:
     """The corrected requests as a source, when the config wants them. Never cached: they grow."""
-    if not config.use_feedback:
+    if not config.data.use_feedback:
         return None
     return feedback.export(
-        settings().captures_url, settings().var / "feedback", minimum=config.min_feedback
+        settings().captures_url, settings().var / "feedback", minimum=config.retrain.min_labels
     )
 
 

@@ -28,7 +28,7 @@ def export(captures: Captures, out: Path, *, minimum: int = 1) -> FeedbackSource
     if len(labelled) < minimum:
         raise NotEnoughFeedback(
             f"{len(labelled)} corrected requests in {captures}, at least {minimum} are needed: "
-            "POST corrections to /v1/feedback, or lower data.min_feedback."
+            "POST corrections to /v1/feedback, or lower retrain.min_labels."
         )
     lines = []
     with folders.staging(out) as staged:

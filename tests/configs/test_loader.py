@@ -45,7 +45,7 @@ def test_every_scenario_of_the_project_loads(path):
 @pytest.mark.parametrize("path", [*sorted((ROOT / "configs").glob("*.yaml")), None])
 def test_the_least_feedback_that_retrains_can_fill_a_slice_that_the_gate_judges(path, scenario):
     config = load(path or scenario)
-    expected = config.data.min_feedback * config.data.splits.test
+    expected = config.retrain.min_labels * config.data.splits.test
     assert expected > 1.5 * config.gate.min_images  # images fall into splits by chance
 
 

@@ -23,7 +23,7 @@ def _micro_config(folder):
     scenario = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
     scenario |= {"name": NAME, **FIRST}
     scenario["data"]["source"]["count"] = 900
-    scenario["data"]["min_feedback"] = 50
+    scenario["retrain"] = {"min_labels": 50}
     scenario["gate"] = {"floors": {"cider": 0.1}, "margin": 1.0, "min_images": 20}
     scenario["monitor"] = {"min_requests": 60, "backend": "native"}
     path = folder / "micro.yaml"

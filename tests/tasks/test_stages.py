@@ -46,13 +46,13 @@ SCENARIO = {
     "data": {
         "source": {"format": "scenes", "count": 90, "seed": 5},
         "splits": {"val": 0.05, "test": 0.4},
-        "min_feedback": 2,
     },
     "model": {"tiny": {"vision_width": 32, "text_width": 32, "heads": 2, "vocab_size": 120}},
     "finetune": {"max_steps": 6, "batch_size": 8, "log_every_steps": 2},
     "evaluate": {"gallery_images": 3, "max_new_tokens": 6},
     "gate": {"floors": {"cider": 1000.0}},
     "monitor": {"backend": "native", "min_requests": 30, "window_requests": 40},
+    "retrain": {"min_labels": 2},
 }
 
 
