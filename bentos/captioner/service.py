@@ -73,8 +73,8 @@ class Captioner:
         exporter_from_environment(os.environ)
         if settings.captures is not None:
             backend_of(settings.captures)  # its packages may be missing
-        # A dead worker is looked for every second, in milliseconds; BentoML does it every ten.
-        Controller.check_delay = property(lambda _: 1000.0, lambda _, __: None)
+        # Milliseconds between two looks for dead workers; BentoML looks every ten seconds.
+        Controller.check_delay = property(lambda _: 250.0, lambda _, __: None)
         if settings.workers > 1:
             # In a container BentoML starts no worker anew, so that the container ends and is
             # started again; but it doesn't end while another worker lives.

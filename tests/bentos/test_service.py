@@ -319,6 +319,13 @@ def test_a_folder_without_a_card_is_served_with_defaults(tiny_blip, tmp_path) ->
     assert load_model(folder, source="test").generation == Generation(30, num_beams=3)
 
 
+def test_settings_can_be_shown_without_their_secrets() -> None:
+    secrets = {"CAPTIONLOOP_TOKEN": "sesame", "CAPTIONLOOP_TOKENS": '[{"token": "sesame"}]'}
+    shown = str(ServiceSettings.from_environment({**secrets, "CAPTIONLOOP_WORKERS": "2"}))
+    assert "sesame" not in shown
+    assert "workers=2" in shown
+
+
 def test_settings_say_which_variable_is_wrong() -> None:
     assert ServiceSettings.from_environment({}) == ServiceSettings()
     assert ServiceSettings.from_environment({"CAPTIONLOOP_TOKEN": ""}).token is None
