@@ -24,6 +24,7 @@ from bentos.captioner.bodies import (
     read_image,
     read_images,
 )
+from bentos.captioner.clients import name_of
 from bentos.captioner.guard import REQUEST_ID, Guard
 from bentos.captioner.options import CaptionOptions
 from bentos.captioner.problems import (
@@ -238,7 +239,9 @@ async def captions(request: Request) -> Response:
 
 async def feedback(request: Request, sent: FeedbackRequest) -> FeedbackResponse:
     """Send the caption that a person would have written for an earlier request."""
-    await _runtime(request, "feedback").feedback(sent.request_id, sent.caption)
+    runtime = _runtime(request, "feedback")
+    client = name_of(request.state.token, request.client and request.client.host)
+    await runtime.feedback(sent.request_id, sent.caption, client)
     return FeedbackResponse(request_id=sent.request_id, stored=True)
 
 

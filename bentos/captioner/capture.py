@@ -17,6 +17,7 @@ from bentos.captioner.captured import (
     Bounds,
     CapturedRequest,
     CaptureUnavailable,
+    Feedback,
     LabelledRequest,
     UnknownRequest,
 )
@@ -99,13 +100,13 @@ class CaptureStore:
             self._drop(1)
         return fits
 
-    def feedback(self, request_id: str, caption: str) -> None:
+    def feedback(self, request_id: str, caption: str, client: str | None = None) -> None:
         """Store what a person would have written; returns when it is kept for good.
 
         Raises UnknownRequest, or CaptureUnavailable when the writer is behind or can't write.
         """
-        now = time.time()
-        self._change(request_id, lambda: self._backend.add_feedback(request_id, caption, now))
+        sent = Feedback(caption, time.time(), client)
+        self._change(request_id, lambda: self._backend.add_feedback(request_id, sent))
 
     def delete(self, request_id: str) -> None:
         """Remove a request with its picture and feedback; returns when they are gone.

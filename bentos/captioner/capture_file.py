@@ -4,7 +4,8 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from bentos.captioner.captured import (
     Bounds,
     CapturedRequest,
     CaptureUnavailable,
+    Feedback,
     LabelledRequest,
 )
 
@@ -27,6 +29,7 @@ CREATE TABLE IF NOT EXISTS requests (
 )
 """
 # Columns that files from before lack.
+_ADDED_FEEDBACK = {"client": "TEXT"}
 _ADDED = {
     "num_tokens": "INTEGER",
     "sharpness": "REAL",
@@ -78,12 +81,12 @@ class CaptureFile:
         with self._transaction() as connection:
             insert(connection, requests)
 
-    def add_feedback(self, request_id: str, caption: str, time: float) -> bool:
+    def add_feedback(self, request_id: str, feedback: Feedback) -> bool:
         with self._transaction() as connection:
             added = connection.execute(
-                "INSERT INTO feedback (request_id, caption, time) "
-                "SELECT request_id, ?, ? FROM requests WHERE request_id = ?",
-                (caption, time, request_id),
+                "INSERT INTO feedback (request_id, caption, time, client) "
+                "SELECT request_id, ?, ?, ? FROM requests WHERE request_id = ?",
+                (feedback.caption, feedback.time, feedback.client, request_id),
             )
             return added.rowcount == 1
 
@@ -115,19 +118,18 @@ class CaptureFile:
             return [request_of(row) for row in rows]
 
     def labelled(self) -> list[LabelledRequest]:
-        labelled: dict[str, LabelledRequest] = {}
+        feedback: dict[str, list[Feedback]] = defaultdict(list)
         with self._reading() as connection:
+            connection.execute("BEGIN")  # both queries see the file as it is now
+            for row in connection.execute("SELECT * FROM feedback ORDER BY id"):
+                client = row["client"] if "client" in row.keys() else None  # noqa: SIM118
+                feedback[row["request_id"]].append(Feedback(row["caption"], row["time"], client))
             rows = connection.execute(
-                "SELECT request_id, image, requests.time, model_version, feedback.caption "
-                "FROM feedback JOIN requests USING (request_id) WHERE image IS NOT NULL "
-                "ORDER BY requests.time, requests.rowid, feedback.id"
+                "SELECT request_id, image, caption, time, model_version FROM requests "
+                "WHERE image IS NOT NULL AND request_id IN (SELECT request_id FROM feedback) "
+                "ORDER BY time, rowid"
             )
-            for request_id, image, captured, version, caption in rows:
-                request = labelled.setdefault(
-                    request_id, LabelledRequest(request_id, image, [], captured, version)
-                )
-                request.captions.append(caption)
-        return list(labelled.values())
+            return [LabelledRequest(**row, feedback=feedback[row["request_id"]]) for row in rows]
 
     @contextmanager
     def _held(self) -> Iterator[sqlite3.Connection]:
@@ -176,9 +178,7 @@ def connect(path: Path | None) -> sqlite3.Connection:
 def create_requests(connection: sqlite3.Connection) -> None:
     """The table of requests with all its columns."""
     connection.execute(_REQUESTS)
-    present = {row["name"] for row in connection.execute("PRAGMA table_info(requests)")}
-    for name in _ADDED.keys() - present:
-        connection.execute(f"ALTER TABLE requests ADD COLUMN {name} {_ADDED[name]}")
+    _add_columns(connection, "requests", _ADDED)
 
 
 def insert(connection: sqlite3.Connection, requests: Iterable[CapturedRequest]) -> None:
@@ -202,6 +202,13 @@ def _create(connection: sqlite3.Connection) -> None:
     create_requests(connection)
     for statement in _FEEDBACK_AND_INDEXES:
         connection.execute(statement)
+    _add_columns(connection, "feedback", _ADDED_FEEDBACK)
+
+
+def _add_columns(connection: sqlite3.Connection, table: str, columns: Mapping[str, str]) -> None:
+    present = {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}
+    for name in columns.keys() - present:
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
 
 
 def _row_of(request: CapturedRequest) -> list[object]:

@@ -20,7 +20,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -32,6 +32,7 @@ from bentos.captioner.captured import (
     Bounds,
     CapturedRequest,
     CaptureUnavailable,
+    Feedback,
     LabelledRequest,
 )
 from bentos.captioner.request_ids import new_request_id, seconds_of
@@ -62,8 +63,8 @@ class _Segment:
 
 
 @dataclass(frozen=True, order=True)
-class _Feedback:
-    """What a person sent of a request."""
+class _Entry:
+    """Where what a person sent of a request lies."""
 
     hour: str
     request_id: str
@@ -107,13 +108,13 @@ class CaptureSegments:
             for folder, those in itertools.groupby(sorted(requests, key=_key), key=_folder):
                 self._put(folder, list(those))
 
-    def add_feedback(self, request_id: str, caption: str, time: float) -> bool:
+    def add_feedback(self, request_id: str, feedback: Feedback) -> bool:
         with self._reached():
             hour = _hour(request_id)
             if hour is None or not self._find(hour, {request_id}):
                 return False
             path = f"{self._root}/feedback/hour={hour}/{request_id}-{new_request_id()}.json"
-            self._fs.pipe_file(path, json.dumps({"caption": caption, "time": time}).encode())
+            self._fs.pipe_file(path, json.dumps(asdict(feedback)).encode())
             if request_id in self._deleted(hour):  # while this was written
                 self._remove(path)
                 return False
@@ -181,16 +182,16 @@ class CaptureSegments:
         labelled: dict[str, LabelledRequest] = {}
         with self._reached():
             for hour, those in itertools.groupby(self._feedback(), key=lambda one: one.hour):
-                feedback = list(those)
-                requests = self._find(hour, {one.request_id for one in feedback})
-                for request_id, caption in self._captions(feedback):
+                entries = list(those)
+                requests = self._find(hour, {one.request_id for one in entries})
+                for request_id, feedback in self._said(entries):
                     request = requests.get(request_id)
                     if request is not None and request.image is not None:
                         label = LabelledRequest(
-                            *(request_id, request.image, []),
+                            *(request_id, request.image, request.caption, []),
                             *(request.time, request.model_version),
                         )
-                        labelled.setdefault(request_id, label).captions.append(caption)
+                        labelled.setdefault(request_id, label).feedback.append(feedback)
         return sorted(labelled.values(), key=lambda one: (one.time, one.request_id))
 
     @contextmanager
@@ -227,25 +228,24 @@ class CaptureSegments:
                 found.append(_Segment(last, first, int(count), hour, entry["name"], entry["size"]))
         return found
 
-    def _feedback(self, hour: str | None = None) -> list["_Feedback"]:
+    def _feedback(self, hour: str | None = None) -> list["_Entry"]:
         """What people sent, by hour; of one hour's requests or of all."""
         place = f"{self._root}/feedback" + (f"/hour={hour}" if hour else "")
         found = []
         for path in self._fs.find(place):
             folder, _, name = path.rpartition("/")
-            found.append(_Feedback(folder.rpartition("hour=")[2], name.partition("-")[0], path))
+            found.append(_Entry(folder.rpartition("hour=")[2], name.partition("-")[0], path))
         return sorted(found)
 
-    def _captions(self, feedback: Sequence["_Feedback"]) -> list[tuple[str, str]]:
-        """(the request's id, the caption), oldest first; without what was removed meanwhile."""
-        contents = self._fs.cat([one.path for one in feedback], on_error="omit")
+    def _said(self, entries: Sequence["_Entry"]) -> list[tuple[str, Feedback]]:
+        """(the request's id, what was sent), oldest first; without what was removed meanwhile."""
+        contents = self._fs.cat([one.path for one in entries], on_error="omit")
         said = [
-            (one.request_id, json.loads(contents[one.path]))
-            for one in feedback
+            (one.request_id, Feedback(**json.loads(contents[one.path])))
+            for one in entries
             if one.path in contents
         ]
-        said.sort(key=lambda one: one[1]["time"])
-        return [(request_id, content["caption"]) for request_id, content in said]
+        return sorted(said, key=lambda one: one[1].time)
 
     def _corrected(self) -> frozenset[str]:
         return frozenset(one.request_id for one in self._feedback())

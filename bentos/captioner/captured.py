@@ -57,14 +57,30 @@ class CapturedRequest:
 
 
 @dataclass(frozen=True)
+class Feedback:
+    """What a person would have written; `time` in unix seconds, `client` as `clients.py` names it,
+    None where it isn't known."""
+
+    caption: str
+    time: float
+    client: str | None = None
+
+
+@dataclass(frozen=True)
 class LabelledRequest:
-    """A captured picture, as it was received, and the captions people sent for it, oldest first."""
+    """A captured picture, as it was received, what the model said of it, and what people did,
+    oldest first."""
 
     request_id: str
     image: bytes
-    captions: list[str]
+    caption: str
+    feedback: list[Feedback]
     time: float
     model_version: str
+
+    @property
+    def captions(self) -> list[str]:
+        return [one.caption for one in self.feedback]
 
 
 @dataclass(frozen=True)
@@ -88,7 +104,7 @@ class Backend(Protocol):
     def write(self, requests: Sequence[CapturedRequest]) -> None:
         """Keep all of them before it returns; one that is there already stays as it is."""
 
-    def add_feedback(self, request_id: str, caption: str, time: float) -> bool:
+    def add_feedback(self, request_id: str, feedback: Feedback) -> bool:
         """False if no request has the id."""
 
     def delete(self, request_id: str) -> bool:

@@ -168,11 +168,11 @@ class Runtime:
         }
         return Answer(request_id, done.result.caption, done.result.model, timings)
 
-    async def feedback(self, request_id: str, caption: str) -> None:
+    async def feedback(self, request_id: str, caption: str, client: str | None) -> None:
         """Store a correction. Raises UnknownRequest or CaptureUnavailable."""
         if self._captures is None:
             raise UnknownRequest(request_id)
-        await asyncio.to_thread(self._captures.feedback, request_id, caption)
+        await asyncio.to_thread(self._captures.feedback, request_id, caption, client)
         self.telemetry.feedback.inc()
 
     async def delete_capture(self, request_id: str) -> None:

@@ -37,10 +37,13 @@ class Served:
 
 
 @asynccontextmanager
-async def served(model: ServedModel, **options: object) -> AsyncIterator[Served]:
+async def served(
+    model: ServedModel, *, host: str = "127.0.0.1", **options: object
+) -> AsyncIterator[Served]:
+    """For a client at the address `host`."""
     registry = CollectorRegistry()
     runtime = Runtime(model, ServiceSettings(**options), Telemetry(registry))
-    transport = httpx.ASGITransport(create_app(runtime))
+    transport = httpx.ASGITransport(create_app(runtime), client=(host, 123))
     async with httpx.AsyncClient(transport=transport, base_url="http://test/v1") as client:
         service = Served(client, runtime)
         service.registry = registry

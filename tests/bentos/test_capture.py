@@ -26,6 +26,7 @@ from bentos.captioner.captured import (
     Bounds,
     CapturedRequest,
     CaptureUnavailable,
+    Feedback,
     UnknownRequest,
 )
 from bentos.captioner.images import decode, to_pixels
@@ -183,7 +184,7 @@ def test_beyond_its_size_the_oldest_go_first_and_the_corrected_ones_last(place) 
         backend.write([request(n, image=bytes(20_000)) for n in range(first, first + 20)])
     corrected = {5, 17, 111}
     for number in corrected:
-        assert backend.add_feedback(request_id(number), "truth", 0.0)
+        assert backend.add_feedback(request_id(number), Feedback("truth", 0.0))
     before = len(bytes_at(place))
     bounds = Bounds(max_bytes=3_000_000)
     expired = expire(place, backend, bounds)
@@ -221,7 +222,7 @@ def test_when_its_days_are_over_a_request_goes_even_if_it_was_corrected(place) -
     ]
     backend.write(aged)
     for one in aged:
-        assert backend.add_feedback(one.request_id, f"truth {one.num_tokens}", 0.0)
+        assert backend.add_feedback(one.request_id, Feedback(f"truth {one.num_tokens}", 0.0))
     assert expire(place, backend, Bounds(days=2)) == 2
     assert numbers(everything(place)) == [2, 3]
     assert [one.captions for one in read_feedback(place)] == [["truth 2"], ["truth 3"]]
@@ -313,20 +314,26 @@ def test_a_file_from_before_is_read_and_written_on(tmp_path) -> None:
         connection.executescript(OLD_SCHEMA)
         values = [*(getattr(old, name) for name in kept), old.embedding.tobytes(), 10, 20, 0.25]
         connection.execute("INSERT INTO requests VALUES (?,?,?,?,?,?,?,?,?,?)", [*values, b"png"])
+        feedback = (1, 7.0, "old truth", old.request_id)
+        connection.execute("INSERT INTO feedback VALUES (?,?,?,?)", feedback)
 
     def reads_as_before(captured: CapturedRequest) -> None:
         assert (captured.caption, captured.image, captured.options) == ("caption 1", b"png", {})
         assert captured.num_tokens is captured.sharpness is captured.image_bytes is None
 
     reads_as_before(everything(str(tmp_path))[old.request_id])
+    (labelled,) = read_feedback(tmp_path)
+    assert labelled.feedback == [Feedback("old truth", 7.0)]
     store = CaptureStore(tmp_path)
     store.put(request(2))
-    store.feedback(old.request_id, "truth")
+    store.feedback(old.request_id, "truth", "token:app")
     store.close()
     found = everything(str(tmp_path))
     reads_as_before(found[old.request_id])
     assert found[request_id(2)].num_tokens == 2
-    assert [one.captions for one in read_feedback(tmp_path)] == [["truth"]]
+    (labelled,) = read_feedback(tmp_path)
+    said = [(one.caption, one.client) for one in labelled.feedback]
+    assert said == [("old truth", None), ("truth", "token:app")]
 
 
 operations = st.lists(
@@ -345,7 +352,7 @@ def test_both_stores_do_what_a_dictionary_does(tmp_path_factory, operations, lim
     for place in (tmp_path_factory.mktemp("model"), f"memory://{uuid.uuid4().hex}"):
         backend = backend_of(place)
         backend.open()
-        kept: dict[int, list[str]] = {}
+        kept: dict[int, list[Feedback]] = {}
         gone: set[int] = set()
         for step, (what, which) in enumerate(operations):
             if what == "write":  # an id is used once: never again after it was deleted
@@ -353,8 +360,9 @@ def test_both_stores_do_what_a_dictionary_does(tmp_path_factory, operations, lim
                 backend.write([request(number, version=str(number % 2)) for number in new])
                 kept |= {number: kept.get(number, []) for number in new}
             elif what == "correct":
-                assert backend.add_feedback(request_id(which), f"{step}", step) == (which in kept)
-                kept.get(which, []).append(f"{step}")
+                sent = Feedback(f"{step}", step, f"token:{step}" if step % 2 else None)
+                assert backend.add_feedback(request_id(which), sent) == (which in kept)
+                kept.get(which, []).append(sent)
             else:
                 assert backend.delete(request_id(which)) == (which in kept)
                 gone |= {which} & kept.keys()
@@ -364,8 +372,8 @@ def test_both_stores_do_what_a_dictionary_does(tmp_path_factory, operations, lim
             found = [one.num_tokens for one in backend.window(version, limit)]
             assert found == sorted(expected, reverse=True)[:limit]
         corrected = [(n, kept[n]) for n in sorted(kept) if kept[n]]
-        said = [(one.request_id, one.captions) for one in backend.labelled()]
-        assert said == [(request_id(n), captions) for n, captions in corrected]
+        said = [(one.request_id, one.feedback) for one in backend.labelled()]
+        assert said == [(request_id(n), feedback) for n, feedback in corrected]
         backend.close()
 
 
