@@ -15,7 +15,7 @@ import numpy as np
 
 from bentos.captioner.decoding import prompt_tokens
 from bentos.captioner.families.family import Family, Hypothesis
-from bentos.captioner.families.registry import UnknownFamily, family_of, on_cpu
+from bentos.captioner.families.registry import UnknownFamily, family_of, load_on
 from bentos.captioner.generation import Generation
 from bentos.captioner.images import normalize
 
@@ -98,11 +98,7 @@ class Engine:
         torch.set_num_threads(_threads(torch.get_num_threads()))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        family = _family(folder)
-        model, tokenizer = _load_parts(folder, family)
-        model = model.to(device).eval()
-        if device == "cpu":
-            family = on_cpu(family, model)
+        family, model, tokenizer = _load_parts(folder, device)
         logger.info(
             "%s captions on %s in %s with %d CPU threads",
             *(folder, device, str(model.dtype).removeprefix("torch."), torch.get_num_threads()),
@@ -220,7 +216,8 @@ def _family(folder: Path) -> Family:
         raise BadModelFolder(f"{folder} holds {error}") from error
 
 
-def _load_parts(folder: Path, family: Family) -> "tuple[Any, PreTrainedTokenizerBase]":
+def _load_parts(folder: Path, device: str) -> "tuple[Family, Any, PreTrainedTokenizerBase]":
+    family = _family(folder)
     # Transformers is neither imported nor builds models safely on two threads at once: one loader's
     # meta device would leak into the other's weights.
     with _LOADING:
@@ -228,7 +225,7 @@ def _load_parts(folder: Path, family: Family) -> "tuple[Any, PreTrainedTokenizer
         from transformers import AutoTokenizer
 
         try:
-            model, missing = family.load(folder, local_files_only=True)
+            family, model, missing = load_on(device, family, folder)
             family.token_ids(model)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -237,7 +234,7 @@ def _load_parts(folder: Path, family: Family) -> "tuple[Any, PreTrainedTokenizer
             raise BadModelFolder(f"{folder} could not be loaded: {error}") from error
     if missing:
         raise BadModelFolder(f"{folder} lacks weights: {', '.join(missing[:3])}, …")
-    return model, tokenizer
+    return family, model, tokenizer
 
 
 def _is_the_machines(error: Exception) -> bool:

@@ -126,14 +126,14 @@ def test_truncated_weights_are_refused(tiny_blip, tmp_path) -> None:
 @pytest.mark.parametrize("trouble", ["disk", "memory"])
 def test_the_machines_trouble_is_not_blamed_on_the_folder(tiny_blip, monkeypatch, trouble) -> None:
     import torch
-    from transformers import BlipForConditionalGeneration
+    from transformers import BlipConfig
 
     def fail(*args: object, **options: object) -> None:
         if trouble == "disk":
             raise OSError(errno.EIO, "Input/output error")
         torch.empty(1 << 60)
 
-    monkeypatch.setattr(BlipForConditionalGeneration, "from_pretrained", fail)
+    monkeypatch.setattr(BlipConfig, "from_pretrained", fail)
     with pytest.raises((OSError, RuntimeError), match=r"Input/output|allocate"):
         Engine.load(tiny_blip)
 

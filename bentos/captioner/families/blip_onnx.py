@@ -26,13 +26,15 @@ def can_run(model: Any) -> bool:
 
 
 class OnnxBlip(Blip):
-    """The family for one model, whose weights don't change any more."""
+    """The family for one model, or a `BareBlip`, whose weights don't change any more."""
 
     def __init__(self, model: Any) -> None:
         self._weights = model  # the graphs read its memory
-        self._vision = _vision(model.vision_model)
-        self._seen = _seen(model.text_decoder, model.vision_model.embeddings.num_positions)
-        self._text = _text(model.text_decoder)
+        vision, text = model.config.vision_config, model.config.text_config
+        patches = model.vision_model.embeddings.position_embedding.shape[1]
+        self._vision = _vision(model.vision_model, vision, patches)
+        self._seen = _seen(model.text_decoder, text, patches)
+        self._text = _text(model.text_decoder, text)
 
     def see(self, model: Any, pixel_values: "torch.Tensor") -> "torch.Tensor":
         import torch
@@ -108,7 +110,8 @@ class _Decoder:
 class _Graph:
     """An ONNX graph in the making; a value in it is known by its name."""
 
-    def __init__(self) -> None:
+    def __init__(self, epsilon: float) -> None:
+        self._epsilon = epsilon
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
         self._weights: dict[str, np.ndarray] = {}
@@ -146,7 +149,7 @@ class _Graph:
 
     def norm(self, layer: Any, value: str) -> str:
         weight, bias = self.weight(layer.weight), self.weight(layer.bias)
-        return self.add("LayerNormalization", value, weight, bias, epsilon=layer.eps)
+        return self.add("LayerNormalization", value, weight, bias, epsilon=self._epsilon)
 
     def attend(self, *inputs: str, heads: int, outputs: int = 1) -> Any:
         return self.add(
@@ -179,11 +182,10 @@ class _Graph:
         )
 
 
-def _vision(tower: Any) -> Any:
-    """pixel_values [n, 3, H, W] to image states [n, 1 + patches, d]."""
-    graph = _Graph()
-    embeddings, side = tower.embeddings, tower.config.image_size
-    count, width = embeddings.num_positions, tower.config.hidden_size
+def _vision(tower: Any, config: Any, count: int) -> Any:
+    """pixel_values [n, 3, H, W] to image states [n, `count` = 1 + patches, d]."""
+    graph = _Graph(config.layer_norm_eps)
+    embeddings, side, width = tower.embeddings, config.image_size, config.hidden_size
     flat, whole = graph.shape(-1, width), graph.shape(-1, count, width)
     pixels = graph.input("pixel_values", np.float32, ["n", 3, side, side])
     kernel = embeddings.patch_embedding
@@ -192,7 +194,7 @@ def _vision(tower: Any) -> Any:
         pixels,
         graph.weight(kernel.weight),
         graph.weight(kernel.bias),
-        strides=list(kernel.stride),
+        strides=[config.patch_size] * 2,
     )
     patches = graph.add("Reshape", patches, graph.shape(0, width, -1))
     patches = graph.add("Transpose", patches, perm=[0, 2, 1])
@@ -207,7 +209,7 @@ def _vision(tower: Any) -> Any:
         mixed = graph.linear(attention.qkv, graph.norm(layer.layer_norm1, hidden))
         parts = graph.add("Split", mixed, axis=1, num_outputs=3, outputs=3)
         parts = [graph.add("Reshape", part, whole) for part in parts]
-        context = graph.attend(*parts, heads=attention.num_heads)
+        context = graph.attend(*parts, heads=config.num_attention_heads)
         context = graph.add("Reshape", context, flat)
         hidden = graph.add("Add", graph.linear(attention.projection, context), hidden)
         wide = graph.linear(layer.mlp.fc1, graph.norm(layer.layer_norm2, hidden))
@@ -217,10 +219,9 @@ def _vision(tower: Any) -> Any:
     return graph.session([states])
 
 
-def _seen(text: Any, count: int) -> Any:
+def _seen(text: Any, config: Any, count: int) -> Any:
     """Image states to each layer's keys and values of them, [n, heads, 1 + patches, head size]."""
-    graph = _Graph()
-    config = text.config
+    graph = _Graph(config.layer_norm_eps)
     states = graph.input("states", np.float32, ["n", count, config.encoder_hidden_size])
     states = graph.add("Reshape", states, graph.shape(-1, config.encoder_hidden_size))
     heads = config.num_attention_heads
@@ -233,11 +234,11 @@ def _seen(text: Any, count: int) -> Any:
     return graph.session(found)
 
 
-def _text(text: Any) -> Any:
+def _text(text: Any, config: Any) -> Any:
     """Tokens [n, count] at positions [count] or [1], after those said before, to logits and to what
     has been said now; `mask` is added to the attention of tokens to tokens."""
-    graph = _Graph()
-    heads, width = text.config.num_attention_heads, text.config.hidden_size
+    graph = _Graph(config.layer_norm_eps)
+    heads, width = config.num_attention_heads, config.hidden_size
     tokens = graph.input("tokens", np.int64, ["n", "count"])
     positions = graph.input("positions", np.int64, ["places"])
     mask = graph.input("mask", np.float32, ["masks", 1, "masked", "all"])
@@ -281,7 +282,5 @@ def _text(text: Any) -> Any:
     head = text.cls.predictions
     hidden = graph.add("Gelu", graph.linear(head.transform.dense, hidden))
     hidden = graph.linear(head.decoder, graph.norm(head.transform.LayerNorm, hidden))
-    shape = graph.add(
-        "Concat", graph.add("Shape", tokens), graph.shape(head.decoder.out_features), axis=0
-    )
+    shape = graph.add("Concat", graph.add("Shape", tokens), graph.shape(config.vocab_size), axis=0)
     return graph.session([graph.add("Reshape", hidden, shape), *said])

@@ -1,8 +1,9 @@
 """The families there are. Another one is a file beside this and a name in the tuple below."""
 
+from pathlib import Path
 from typing import Any
 
-from bentos.captioner.families import blip_onnx
+from bentos.captioner.families import blip_onnx, blip_weights
 from bentos.captioner.families.blip import Blip
 from bentos.captioner.families.family import Family
 from bentos.captioner.families.git import Git
@@ -29,3 +30,15 @@ def on_cpu(family: Family, model: Any) -> Family:
     if isinstance(family, Blip) and blip_onnx.can_run(model):
         return blip_onnx.OnnxBlip(model)
     return family
+
+
+def load_on(device: str, family: Family, folder: Path) -> tuple[Family, Any, list[str]]:
+    """The folder's model on a device, the family at its fastest for it there, and the weights that
+    the folder lacked. Raises what `Family.load` raises."""
+    if device == "cpu" and isinstance(family, Blip):
+        bare = blip_weights.read(folder)
+        if bare is not None and blip_onnx.can_run(bare):
+            return on_cpu(family, bare), bare, []
+    model, missing = family.load(folder, local_files_only=True)
+    model = model.to(device).eval()
+    return on_cpu(family, model) if device == "cpu" else family, model, missing
