@@ -299,10 +299,11 @@ def test_a_model_that_does_not_load_fails_the_smoke_run_with_the_servers_log(
 
 @pytest.mark.e2e
 def test_a_machine_with_nothing_but_the_bentos_requirements_serves_it(
-    tag, golden_folder, tmp_path, monkeypatch
+    bento_home, golden_folder, tmp_path, monkeypatch
 ) -> None:
     import bentoml
 
+    tag = packaging.build(golden_folder, labels={})  # the latest
     requirements = Path(bentoml.bentos.get(tag).path) / "env" / "python" / "requirements.txt"
     python = tmp_path / "venv" / "bin" / "python"
     find_links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS", "")
