@@ -529,6 +529,9 @@ class RetrainConfig(Section):
         "fewer a retraining trains nothing and asks for a labelling batch.",
     )
     batch_images: PositiveInt = Field(200, description="Pictures of a labelling batch, at most.")
+    deployment: str | None = Field(
+        None, description="What retrains, such as train/demo-retrain, for a person to start."
+    )
     max_client_share: PositiveShare = Field(
         0.5,
         description="Of the captions used, from one address; clients with a token have no limit.",

@@ -9,7 +9,7 @@ from prefect.states import Completed, State
 from configs.loader import ConfigError, from_command_line, load
 from flows.dataset import dataset
 from tasks.evaluate import evaluate
-from tasks.ingest import collect_feedback
+from tasks.feedback import collect_labels
 from tasks.promote import current_champion
 from tasks.refs import VersionRef
 from tasks.register import register
@@ -27,7 +27,10 @@ def search(config: str, overrides: Sequence[str] = ()) -> VersionRef | State:
     if scenario.search is None:
         raise ConfigError(f"{config}: search: missing; it must be given")
     champion = current_champion(scenario.name)
-    data = dataset(scenario, collect_feedback(scenario))
+    labels = collect_labels(scenario, champion)
+    if not labels.enough:
+        return Completed(name="LabelsWanted", message=labels.message)
+    data = dataset(scenario, labels.source)
     with searching(scenario, data, champion) as under_way:
         for number in under_way.missing():
             try_out(under_way, number)

@@ -10,9 +10,9 @@ from flows.approval import approval
 from flows.dataset import dataset
 from flows.finetune import finetune_anywhere
 from tasks.evaluate import evaluate, evaluate_champion
+from tasks.feedback import collect_labels
 from tasks.gallery import show_gallery
 from tasks.gate import gate
-from tasks.ingest import NotEnoughFeedback, collect_feedback
 from tasks.package import package
 from tasks.promote import current_champion, promote
 from tasks.refs import Verdict
@@ -24,12 +24,11 @@ def train(config: str, overrides: Sequence[str] = (), reason: str = "by hand") -
     """The whole DAG. A stage whose inputs and code are unchanged is a cache hit."""
     scenario = load(config, overrides)
     champion = current_champion(scenario.name)
-    try:
-        feedback = collect_feedback(scenario)
-    except NotEnoughFeedback as too_few:
-        return Completed(name="NotEnoughFeedback", message=str(too_few))
+    labels = collect_labels(scenario, champion)
+    if not labels.enough:
+        return Completed(name="LabelsWanted", message=labels.message)
 
-    data = dataset(scenario, feedback)
+    data = dataset(scenario, labels.source)
     model = finetune_anywhere(scenario, data, champion)
     if champion and champion.model.digest == model.digest:
         told = f"{champion} is this model already"

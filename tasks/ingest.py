@@ -8,24 +8,13 @@ from pathlib import Path
 
 from prefect import task
 
-from configs.schema import Config, FeedbackSource, Source
+from configs.schema import Source
 from configs.settings import settings
 from tasks.artifacts import publish, table
 from tasks.caching import BY_CONTENT
-from tasks.data import feedback, pipeline, raw, versioning
-from tasks.data.feedback import NotEnoughFeedback as NotEnoughFeedback
+from tasks.data import pipeline, raw, versioning
 from tasks.data.readers.contents import contents as contents
 from tasks.refs import RawRef
-
-
-@task
-def collect_feedback(config: Config) -> FeedbackSource | None:
-    """The corrected requests as a source, when the config wants them. Never cached: they grow."""
-    if not config.data.use_feedback:
-        return None
-    return feedback.export(
-        settings().captures_url, settings().var / "feedback", minimum=config.retrain.min_labels
-    )
 
 
 @task(cache_policy=BY_CONTENT, persist_result=True)

@@ -152,6 +152,12 @@ def comparisons(version: VersionRef) -> dict[str, dict[str, float]]:
     return found
 
 
+def dataset_rows(version: VersionRef) -> str | None:
+    """The DVC md5 of the rows that its dataset was read from."""
+    tags: dict[str, str] = runs.client().get_run(version.model.run_id).data.tags
+    return tags.get("dataset_rows_dvc_md5")
+
+
 def bento(version: VersionRef) -> str | None:
     """The tag of the Bento that passed its smoke run, if `version` was ever promoted."""
     return _tags(version).get("bento")

@@ -218,8 +218,9 @@ def test_too_little_feedback_is_an_outcome_not_a_failure(run, monkeypatch, tmp_p
     monkeypatch.setenv("CAPTIONLOOP_CAPTURES", str(tmp_path))
     outcome = run("data.use_feedback=true")
     assert outcome.state.is_completed()
-    assert outcome.state.name == "NotEnoughFeedback"
+    assert outcome.state.name == "LabelsWanted"
     assert "at least 2 are needed" in str(outcome.state.message)
+    assert "| enough to retrain on | no |" in outcome.artifacts["labels"]
     assert outcome.ran() == set()
 
 
