@@ -1,0 +1,1 @@
+"""Grafana's dashboards: `python -m infra.grafana` writes them from what stands here."""
