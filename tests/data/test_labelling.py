@@ -157,9 +157,7 @@ def test_answers_come_back_once_and_go_when_their_request_is_deleted(
     assert answers.store(captures, answers.read(batch)) == Imported(added=0, known=1, gone=1)
 
 
-def test_coco_annotations_are_answers_unless_left_as_suggested(
-    batch, requests
-) -> None:
+def test_coco_annotations_are_answers_unless_left_as_suggested(batch, requests) -> None:
     file = batch / labelling.COCO
     coco = json.loads(file.read_text())
     ids = [image["request_id"] for image in coco["images"]]

@@ -30,6 +30,8 @@ from flows.monitor import monitor
 from flows.override import override
 from flows.rollback import rollback
 from flows.train import train
+from infra.visitors import png
+from tasks import feedback
 from tasks.approval import Answer, give, waiting
 from tasks.data.folders import sha256
 from tasks.data.prepared import PreparedDataset
@@ -250,12 +252,13 @@ def test_a_bento_that_fails_its_smoke_run_promotes_nothing(run):
     assert versions.CHAMPION not in versions.aliases("shapes")
 
 
-def capture(champion: VersionRef, world: str, count: int) -> None:
+def capture(champion: VersionRef, world: str, count: int, *, images: bool = False) -> None:
     """What the service would have stored of requests that show a world."""
     engine = Engine.load(versions.fetch(champion.model))
     store = CaptureStore(settings().captures_url)
     for index in range(count):
-        pixels = np.asarray(scene(11, index, world).image)
+        image = scene(11, index, world).image
+        pixels = np.asarray(image)
         store.put(
             CapturedRequest(
                 request_id=sha256(f"{world}{index}".encode())[:32],
@@ -267,11 +270,33 @@ def capture(champion: VersionRef, world: str, count: int) -> None:
                 width=72,
                 height=72,
                 brightness=float(pixels.mean() / 255),
-                image=None,
+                image=png(image) if images else None,
             )
         )
     store.close()
     assert store.dropped == 0
+
+
+def test_too_few_labels_make_a_batch_whose_answers_make_the_next_run_train(
+    run, champion, module_var, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("CAPTIONLOOP_CAPTURES", str(tmp_path))
+    capture(champion, "night", 4, images=True)
+    asked = run("data.use_feedback=true")
+    assert asked.state.name == "LabelsWanted"
+    assert "labelling batch of 4 pictures" in asked.artifacts["labels"]
+    [batch] = (module_var / "labelling").iterdir()
+    lines = [json.loads(line) for line in (batch / "metadata.jsonl").read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["caption"] = scene(11, number, "night").references[0]
+    (batch / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert feedback.main(["import", str(batch)]) == 0
+
+    trained = run("data.use_feedback=true")
+    assert trained.ran() == set(CACHED_STAGES)
+    assert "| newly corrected requests | 4 |" in trained.artifacts["labels"]
+    assert "DVC md5" in trained.artifacts["labels"]
+    assert '"format":"feedback"' in trained.artifacts["ingest"]
 
 
 def drift_events(run_id: object) -> list[dict[str, Any]]:
