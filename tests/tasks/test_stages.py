@@ -277,28 +277,6 @@ def capture(champion: VersionRef, world: str, count: int, *, images: bool = Fals
     assert store.dropped == 0
 
 
-def test_too_few_labels_make_a_batch_whose_answers_make_the_next_run_train(
-    run, champion, module_var, monkeypatch, tmp_path
-):
-    monkeypatch.setenv("CAPTIONLOOP_CAPTURES", str(tmp_path))
-    capture(champion, "night", 4, images=True)
-    asked = run("data.use_feedback=true")
-    assert asked.state.name == "LabelsWanted"
-    assert "labelling batch of 4 pictures" in asked.artifacts["labels"]
-    [batch] = (module_var / "labelling").iterdir()
-    lines = [json.loads(line) for line in (batch / "metadata.jsonl").read_text().splitlines()]
-    for number, line in enumerate(lines):
-        line["caption"] = scene(11, number, "night").references[0]
-    (batch / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert feedback.main(["import", str(batch)]) == 0
-
-    trained = run("data.use_feedback=true")
-    assert trained.ran() == set(CACHED_STAGES)
-    assert "| newly corrected requests | 4 |" in trained.artifacts["labels"]
-    assert "DVC md5" in trained.artifacts["labels"]
-    assert '"format":"feedback"' in trained.artifacts["ingest"]
-
-
 def drift_events(run_id: object) -> list[dict[str, Any]]:
     """The drift events that a flow run emitted, as the server has them."""
     body = {
@@ -470,3 +448,25 @@ def test_a_champion_that_can_not_be_loaded_has_no_scores(champion, module_var, t
         return evaluate_champion(lost, data, EvaluateConfig())
 
     assert alone() is None
+
+
+def test_too_few_labels_make_a_batch_whose_answers_make_the_next_run_train(
+    run, champion, module_var, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("CAPTIONLOOP_CAPTURES", str(tmp_path))
+    capture(champion, "night", 4, images=True)
+    asked = run("data.use_feedback=true")
+    assert asked.state.name == "LabelsWanted"
+    assert "labelling batch of 4 pictures" in asked.artifacts["labels"]
+    [batch] = (module_var / "labelling").iterdir()
+    lines = [json.loads(line) for line in (batch / "metadata.jsonl").read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["caption"] = scene(11, number, "night").references[0]
+    (batch / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert feedback.main(["import", str(batch)]) == 0
+
+    trained = run("data.use_feedback=true")
+    assert trained.ran() == set(CACHED_STAGES)
+    assert "| newly corrected requests | 4 |" in trained.artifacts["labels"]
+    assert "DVC md5" in trained.artifacts["labels"]
+    assert '"format":"feedback"' in trained.artifacts["ingest"]
