@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ _FEEDBACK_AND_INDEXES = (
     "CREATE INDEX IF NOT EXISTS requests_by_version ON requests (model_version, time)",
     "CREATE INDEX IF NOT EXISTS feedback_by_request ON feedback (request_id)",
 )
+_ROWS = 64
 _COLUMNS = tuple(each.name for each in fields(CapturedRequest))
 _LOCK_SECONDS = 5.0
 # One slice of expiry holds the file for some milliseconds.
@@ -183,11 +185,15 @@ def create_requests(connection: sqlite3.Connection) -> None:
 
 def insert(connection: sqlite3.Connection, requests: Iterable[CapturedRequest]) -> None:
     """Add those that are not there yet."""
-    places = ", ".join("?" * len(_COLUMNS))
-    connection.executemany(
-        f"INSERT OR IGNORE INTO requests ({', '.join(_COLUMNS)}) VALUES ({places})",
-        map(_row_of, requests),
-    )
+    row = f"({', '.join('?' * len(_COLUMNS))})"
+    rows = map(_row_of, requests)
+    # Many rows a statement: at each one the thread gives the interpreter up and asks for it again.
+    while some := list(islice(rows, _ROWS)):
+        connection.execute(
+            f"INSERT OR IGNORE INTO requests ({', '.join(_COLUMNS)}) "
+            f"VALUES {', '.join([row] * len(some))}",
+            list(chain.from_iterable(some)),
+        )
 
 
 def request_of(row: sqlite3.Row) -> CapturedRequest:
@@ -214,7 +220,7 @@ def _add_columns(connection: sqlite3.Connection, table: str, columns: Mapping[st
 def _row_of(request: CapturedRequest) -> list[object]:
     values = {name: getattr(request, name) for name in _COLUMNS}
     values["embedding"] = request.embedding.astype(np.float32).tobytes()
-    values["options"] = json.dumps(dict(request.options))
+    values["options"] = json.dumps(dict(request.options)) if request.options else "{}"
     return list(values.values())
 
 
